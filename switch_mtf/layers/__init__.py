@@ -1,0 +1,1 @@
+"""What the paper defines: routers, dispatch, experts, and the layers."""

@@ -1,0 +1,1 @@
+"""The training loop: progress, metrics, guards and the report."""

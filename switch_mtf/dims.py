@@ -1,0 +1,252 @@
+"""Every dimension of a Switch layer: its name, its size, and who may split it.
+
+  suffix  mtf name          one index selects                  split by
+  O       outer_batch       a replica of the experts           outer_batch:...
+  B       batch             a sequence                         batch:...
+  L       length            a position                         never here
+  M       d_model           a feature                          never here
+  G       batch             a group of tokens                  batch:...
+  S       group             a token of the group               never
+  E       experts           an expert                          experts:...
+  C       expert_capacity   a slot of an expert                never
+  X       expert_tokens     a slot of an expert, all groups    never
+  F       d_ff              a hidden unit                      d_ff:...
+  K       choices           a token's k-th expert              never
+
+A tensor's name ends in its suffixes, in the order of its axes: `probs_OGSE`. A
+dimension's mtf name is a sharding statement, because layout rules match it: G is
+called "batch" so that T5's rule `batch:batch` splits the groups. Nothing else in
+`layers/` writes `mtf.Dimension("...")`. Read `layers/switch_ffn.py` next.
+"""
+
+import dataclasses
+
+import mesh_tensorflow as mtf
+
+
+def unsplit(dim: mtf.Dimension) -> mtf.Dimension:
+  """The partner of `dim` that no layout rule matches.
+
+  A tensor may not carry two dimensions on one mesh axis, so before the
+  all-to-all the experts, and after it the groups, go by this name.
+  """
+  return mtf.Dimension(dim.name + "_unsplit", dim.size)
+
+
+def check_shape(
+    tensor: mtf.Tensor, dims: list[mtf.Dimension], who: str
+) -> None:
+  """Raises ValueError unless `tensor` has exactly `dims`, in that order.
+
+  Mesh-TF broadcasts by name, so a wrong mask would grow a tensor, not fail.
+  """
+  if tensor.shape.dims != list(dims):
+    raise ValueError(
+        f"{who}: the shape must be {mtf.Shape(dims)}, with "
+        f"shape={tensor.shape}. Reshape or rename the argument.")
+
+
+def legal_divisors(size: int, near: int, count: int = 4) -> list[int]:
+  """Up to `count` divisors of `size` that lie nearest to `near`, sorted."""
+  divisors = [d for d in range(1, size + 1) if size % d == 0]
+  return sorted(sorted(divisors, key=lambda d: (abs(d - near), d))[:count])
+
+
+def expert_capacity(
+    group_size: int, num_experts: int, factor: float, minimum: int
+) -> int:
+  """Slots of one expert for the tokens of one group (equation 3).
+
+  Truncated, not rounded, as in mesh_tensorflow; at least `minimum`, and never
+  more than the group has tokens.
+  """
+  return min(group_size, max(minimum, int(group_size * factor / num_experts)))
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeDims:
+  """Sizes and names of one call of a Switch layer.
+
+  Attributes:
+    outer_batch_dim: O, of size 1 unless experts are replicated.
+    num_groups_dim: G, groups of tokens on one replica of the experts.
+    group_size_dim: S, tokens of a group.
+    model_dim: M.
+    experts_dim: E, as the experts' weights carry it.
+    capacity_dim: C, slots of an expert for one group.
+    ff_dim: F, hidden units of an expert.
+    choices_dim: K, experts that a token may choose.
+  """
+
+  outer_batch_dim: mtf.Dimension
+  num_groups_dim: mtf.Dimension
+  group_size_dim: mtf.Dimension
+  model_dim: mtf.Dimension
+  experts_dim: mtf.Dimension
+  capacity_dim: mtf.Dimension
+  ff_dim: mtf.Dimension
+  choices_dim: mtf.Dimension
+
+  @classmethod
+  def create(
+      cls,
+      x_shape: mtf.Shape,
+      *,
+      num_experts: int,
+      hidden_size: int,
+      group_size: int,
+      capacity_factor: float,
+      min_capacity: int,
+      num_choices: int = 1,
+      decoding: bool = False,
+      layout: mtf.LayoutRules | str | None = None,
+      mesh_shape: mtf.Shape | str | None = None,
+  ) -> "MoeDims":
+    """Splits the tokens of `x` into groups and gives each expert its slots.
+
+    The mesh is looked at only to refuse what cannot be split: neither the
+    groups nor the capacity depend on it, so a layout never changes a result.
+    While decoding one position at a time there are too few tokens for
+    statistics; then every expert has a slot for every token and nothing is
+    dropped.
+
+    Args:
+      x_shape: [outer_batch?, batch, ..., d_model]; all between are tokens.
+      num_experts: experts of the layer.
+      hidden_size: hidden units of one expert.
+      group_size: tokens of a group. A call with fewer tokens is one group.
+      capacity_factor: slots of all experts over tokens, 1.0 or more.
+      min_capacity: lower bound of an expert's slots for one group.
+      num_choices: experts per token.
+      decoding: True where `x` is one position of each sequence.
+      layout: layout rules of the run, None for one processor.
+      mesh_shape: mesh of the run, None for one processor.
+
+    Returns:
+      The dimensions.
+
+    Raises:
+      ValueError: if tokens, groups or experts do not divide.
+    """
+    model_dim = x_shape.dims[-1]
+    outer_batch_dim = mtf.Dimension("outer_batch", 1)
+    if x_shape.dims[0].name == "outer_batch":
+      outer_batch_dim = x_shape.dims[0]
+    batch_dim = x_shape.get_dim_by_name("batch")
+    tokens = x_shape.size // model_dim.size // outer_batch_dim.size
+
+    def ways(dim: mtf.Dimension) -> int:
+      if layout is None or mesh_shape is None:
+        return 1
+      return mtf.tensor_dim_to_mesh_dim_size(layout, mesh_shape, dim)
+
+    experts_dim = mtf.Dimension("experts", num_experts)
+    _check_experts(num_experts, ways(experts_dim))
+    if decoding:
+      num_groups = ways(batch_dim)
+      capacity = tokens // num_groups
+    else:
+      group_size = min(group_size, tokens)
+      _check_groups(tokens, group_size, ways(batch_dim), batch_dim.name)
+      num_groups = tokens // group_size
+      capacity = expert_capacity(
+          group_size, num_experts, capacity_factor, min_capacity)
+    return cls(
+        outer_batch_dim=outer_batch_dim,
+        num_groups_dim=mtf.Dimension(batch_dim.name, num_groups),
+        group_size_dim=mtf.Dimension("group", tokens // num_groups),
+        model_dim=model_dim,
+        experts_dim=experts_dim,
+        capacity_dim=mtf.Dimension("expert_capacity", capacity),
+        ff_dim=mtf.Dimension("d_ff", hidden_size),
+        choices_dim=mtf.Dimension("choices", num_choices))
+
+  @property
+  def experts_unsplit_dim(self) -> mtf.Dimension:
+    """E while the groups are split: not split itself."""
+    return unsplit(self.experts_dim)
+
+  @property
+  def num_groups_unsplit_dim(self) -> mtf.Dimension:
+    """G while the experts are split: not split itself."""
+    return unsplit(self.num_groups_dim)
+
+  @property
+  def expert_tokens_dim(self) -> mtf.Dimension:
+    """X, the slots of an expert over all groups."""
+    return mtf.Dimension(
+        "expert_tokens", self.num_groups_dim.size * self.capacity_dim.size)
+
+  @property
+  def OG(self) -> list[mtf.Dimension]:  # noqa: N802
+    """The dimensions over which groups are spread."""
+    return [self.outer_batch_dim, self.num_groups_dim]
+
+  @property
+  def OGS(self) -> list[mtf.Dimension]:  # noqa: N802
+    """One entry a token."""
+    return [*self.OG, self.group_size_dim]
+
+  @property
+  def OGSM(self) -> list[mtf.Dimension]:  # noqa: N802
+    """The tokens, grouped."""
+    return [*self.OGS, self.model_dim]
+
+  @property
+  def OGSE(self) -> list[mtf.Dimension]:  # noqa: N802
+    """One entry a token and expert, the experts not split."""
+    return [*self.OGS, self.experts_unsplit_dim]
+
+  @property
+  def OGSK(self) -> list[mtf.Dimension]:  # noqa: N802
+    """One entry a choice."""
+    return [*self.OGS, self.choices_dim]
+
+  @property
+  def OGEC(self) -> list[mtf.Dimension]:  # noqa: N802
+    """One entry a slot, the experts not split."""
+    return [*self.OG, self.experts_unsplit_dim, self.capacity_dim]
+
+  @property
+  def EXM(self) -> list[mtf.Dimension]:  # noqa: N802
+    """The experts' inputs; replicated experts keep O between E and X."""
+    replicas = [self.outer_batch_dim] if self.outer_batch_dim.size > 1 else []
+    return [self.experts_dim, *replicas, self.expert_tokens_dim, self.model_dim]
+
+
+def _check_experts(num_experts: int, ways: int) -> None:
+  """Raises ValueError unless each processor gets the same number of experts."""
+  if num_experts % ways:
+    below = num_experts - num_experts % ways
+    legal = [n for n in (below, below + ways) if n > 0]
+    raise ValueError(
+        "SwitchFFN: num_experts must be divisible by the mesh axis that splits "
+        f"'experts', with num_experts={num_experts}, axis size={ways}. Set "
+        f"SwitchFFN.num_experts to {_or(legal)}, or change "
+        "utils.run.mesh_shape.")
+
+
+def _check_groups(
+    tokens: int, group_size: int, ways: int, batch_name: str
+) -> None:
+  """Raises ValueError unless the groups fill each processor exactly."""
+  if tokens % ways == 0 and (tokens // ways) % group_size == 0:
+    return
+  if tokens % ways:
+    raise ValueError(
+        f"SwitchFFN: the mesh axis that splits '{batch_name}' must divide the "
+        f"tokens, with tokens={tokens}, axis size={ways}. Change "
+        "utils.run.batch_size or utils.run.mesh_shape.")
+  per_processor = tokens // ways
+  raise ValueError(
+      "SwitchFFN: group_size must divide the tokens of each processor, with "
+      f"tokens={tokens}, mesh axis '{batch_name}'={ways}, "
+      f"group_size={group_size}. Set SwitchFFN.group_size to a divisor of "
+      f"{per_processor}, such as "
+      f"{_or(legal_divisors(per_processor, group_size))}.")
+
+
+def _or(values: list[int]) -> str:
+  """'2, 3 or 4'."""
+  *head, last = [str(v) for v in values]
+  return f"{', '.join(head)} or {last}" if head else last

@@ -1,0 +1,57 @@
+"""One feed-forward network per expert, all of them as batched matmuls."""
+
+import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
+
+from switch_mtf.dims import MoeDims, check_shape
+from switch_mtf.layers import stateless
+
+
+def expert_ffn(
+    x_EXM: mtf.Tensor,
+    dims: MoeDims,
+    *,
+    activation: str | list[str],
+    dropout_rate: float,
+    train: bool,
+    variable_dtype: mtf.VariableDType,
+) -> mtf.Tensor:
+  """Applies to each slot the network of its expert: y = act(x W_in) W_out.
+
+  Expert dropout acts on the hidden units, in training only (Switch Transformer,
+  https://arxiv.org/abs/2101.03961, section 2.4). An empty slot is 0 and stays 0:
+  there are no biases.
+
+  Args:
+    x_EXM: [experts, expert_tokens, d_model] - filled slots.
+    dims: sizes.
+    activation: name of a Mesh-TF function, or a list of names whose results are
+      multiplied, such as ["gelu", "linear"] for GEGLU.
+    dropout_rate: probability of dropping a hidden unit, in [0, 1).
+    train: whether dropout is on.
+    variable_dtype: of the weights.
+
+  Returns:
+    [experts, expert_tokens, d_model] - results.
+
+  Raises:
+    ValueError: if `x` does not have the dimensions above, in that order.
+  """
+  check_shape(x_EXM, dims.EXM, "expert_ffn x")
+  h_EXF = mtf.layers.dense_product(
+      x_EXM, reduced_dims=[dims.model_dim], new_dims=[dims.ff_dim],
+      expert_dims=[dims.experts_dim], activation_functions=activation,
+      use_bias=False, variable_dtype=variable_dtype, name="wi")
+  if train and dropout_rate:
+    h_EXF *= _dropout_mask(h_EXF, dropout_rate)
+  return mtf.layers.dense(
+      h_EXF, [dims.model_dim], reduced_dims=[dims.ff_dim],
+      expert_dims=[dims.experts_dim], use_bias=False,
+      variable_dtype=variable_dtype, name="wo")
+
+
+def _dropout_mask(h_EXF: mtf.Tensor, rate: float) -> mtf.Tensor:
+  """0 with probability `rate`, else 1 / (1 - rate); shape and dtype of `h`."""
+  drawn_EXF = stateless.uniform(h_EXF.mesh, h_EXF.shape.dims, "expert_dropout")
+  kept_EXF = mtf.cast(mtf.greater_equal(drawn_EXF, rate), tf.float32)
+  return mtf.cast(kept_EXF / (1.0 - rate), h_EXF.dtype)

@@ -1,0 +1,52 @@
+"""Auxiliary losses of a router, as pure functions of its probabilities."""
+
+import mesh_tensorflow as mtf
+
+from switch_mtf.dims import MoeDims, check_shape
+
+
+def load_balancing_loss(
+    probs_OGSE: mtf.Tensor,
+    chosen_OGSE: mtf.Tensor,
+    nonpadding_OGS: mtf.Tensor,
+    dims: MoeDims,
+) -> mtf.Tensor:
+  """Is 1 where tokens and probability spread evenly over the experts, else more.
+
+  For each group E * sum_i f_i P_i, where f_i is the share of the group's real
+  tokens whose first choice is expert i (before any is dropped, not
+  differentiable) and P_i the mean router probability of expert i over them;
+  averaged over the groups that hold a real token. Not scaled by a coefficient.
+
+  Switch Transformer, https://arxiv.org/abs/2101.03961, equations 4-6 without
+  alpha. Unlike mesh_tensorflow's, padding is in neither mean.
+
+  Args:
+    probs_OGSE: float32 [outer_batch, batch, group, experts_unsplit] - router
+      probabilities, summing to 1 over experts.
+    chosen_OGSE: float32, same shape - 1 at the expert chosen first.
+    nonpadding_OGS: float32 [outer_batch, batch, group] - 1 for a real token.
+    dims: sizes.
+
+  Returns:
+    float32 [] - the loss, in [0, num_experts].
+
+  Raises:
+    ValueError: if an argument's dimensions are not those above, in that order.
+  """
+  check_shape(probs_OGSE, dims.OGSE, "load_balancing_loss probs")
+  check_shape(chosen_OGSE, dims.OGSE, "load_balancing_loss chosen")
+  check_shape(nonpadding_OGS, dims.OGS, "load_balancing_loss nonpadding")
+  tokens_OG = mtf.reduce_sum(nonpadding_OGS, reduced_dim=dims.group_size_dim)
+  scale_OG = mtf.reciprocal(mtf.maximum(tokens_OG, 1.0))
+
+  def share(y_OGSE: mtf.Tensor) -> mtf.Tensor:
+    total_OGE = mtf.reduce_sum(
+        y_OGSE * nonpadding_OGS, reduced_dim=dims.group_size_dim)
+    return total_OGE * scale_OG
+
+  f_OGE = mtf.stop_gradient(share(chosen_OGSE))
+  loss_OG = dims.experts_dim.size * mtf.reduce_sum(
+      f_OGE * share(probs_OGSE), reduced_dim=dims.experts_unsplit_dim)
+  groups = mtf.reduce_sum(mtf.minimum(tokens_OG, 1.0))
+  return mtf.reduce_sum(loss_OG) / mtf.maximum(groups, 1.0)

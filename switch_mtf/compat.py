@@ -6,10 +6,11 @@ importing it again does nothing. Each function says what is wrong upstream and
 under which condition it can be deleted.
 """
 
+import dataclasses
 import importlib.util
+import inspect
 import sys
 import types
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow.compat.v1 as tf
@@ -103,33 +104,61 @@ def use_reference_variables_on_tpu() -> None:
   tf.disable_resource_variables()
 
 
-# Functions (estimator_spec, mode, use_tpu) -> estimator_spec, called in order.
-_spec_transforms: list[Callable[[Any, str, bool], Any]] = []
-# Functions (mode, use_tpu), called before a graph is built.
-_graph_starts: list[Callable[[str, bool], None]] = []
+@dataclasses.dataclass(frozen=True)
+class ModelRun:
+  """What is known of a run while its graph is built.
+
+  Attributes:
+    mode: "train", "eval" or "infer" (tf.estimator.ModeKeys).
+    use_tpu: whether the graph is for TPU.
+    model_dir: where checkpoints are, or None.
+    tokens_per_step: tokens that one step reads, inputs and targets, with
+      padding.
+    mesh_shape: mtf.Shape of the mesh.
+    layout_rules: mtf.LayoutRules of the run.
+    keep_checkpoint_max: how many checkpoints the run keeps, None for all.
+  """
+
+  mode: str
+  use_tpu: bool
+  model_dir: str | None
+  tokens_per_step: int
+  mesh_shape: Any
+  layout_rules: Any
+  keep_checkpoint_max: int | None
 
 
-def on_estimator_spec(transform: Callable[[Any, str, bool], Any]) -> None:
-  """Registers a function that may change each EstimatorSpec (see below)."""
-  if transform not in _spec_transforms:
-    _spec_transforms.append(transform)
+class ModelFnExtension:
+  """What may be done around mesh_tensorflow's `model_fn`; override any."""
+
+  def before_graph(self, run: ModelRun) -> None:
+    """Called in the new graph before the model is built."""
+
+  def explain(self, run: ModelRun, error: Exception) -> Exception | None:
+    """A better error for one that building the model raised, or None."""
+
+  def finish(self, run: ModelRun, spec: Any) -> Any:
+    """Changes the EstimatorSpec or TPUEstimatorSpec of the finished graph."""
+    return spec
 
 
-def on_graph_start(start: Callable[[str, bool], None]) -> None:
-  """Registers a function called before each model graph is built."""
-  if start not in _graph_starts:
-    _graph_starts.append(start)
+_extensions: list[ModelFnExtension] = []
+
+
+def extend_model_fn(extension: ModelFnExtension) -> None:
+  """Registers an extension; see `open_model_fn`."""
+  _extensions.append(extension)
 
 
 def open_model_fn() -> None:
-  """Opens mesh_tensorflow's `model_fn` to hooks, metrics and a seed.
+  """Opens mesh_tensorflow's `model_fn` to extensions.
 
   `tpu_estimator_model_fn` prints one line a step through `tf.Print`, takes no
   hooks for evaluation or prediction and no random seed, and `utils.run` has a
-  seam (`train_model_fn`) for training only. With this patch what was registered
-  by `on_graph_start` and `on_estimator_spec` runs around it in every mode, under
-  `utils.run` and under `t5.models.MtfModel`. Can go when
-  `tpu_estimator_model_fn` takes hooks and metrics itself.
+  seam (`train_model_fn`) for training only. With this patch the registered
+  extensions run around it in every mode, under `utils.run` and under
+  `t5.models.MtfModel`. Can go when `tpu_estimator_model_fn` takes hooks and
+  metrics itself.
   """
   from mesh_tensorflow.transformer import utils
   upstream = utils.tpu_estimator_model_fn
@@ -138,20 +167,65 @@ def open_model_fn() -> None:
 
   def tpu_estimator_model_fn(*args, **kwargs):
     model_fn = upstream(*args, **kwargs)
-    use_tpu = bool(kwargs.get("use_tpu"))
+    call = inspect.signature(upstream).bind(*args, **kwargs).arguments
 
     def opened(features, labels, mode, params=None, config=None):
-      for start in _graph_starts:
-        start(mode, use_tpu)
-      spec = model_fn(features, labels, mode, params=params, config=config)
-      for transform in _spec_transforms:
-        spec = transform(spec, mode, use_tpu)
+      run = _model_run(mode, features, call)
+      for extension in _extensions:
+        extension.before_graph(run)
+      try:
+        spec = model_fn(features, labels, mode, params=params, config=config)
+      except Exception as error:
+        for extension in _extensions:
+          better = extension.explain(run, error)
+          if better is not None:
+            raise better from error
+        raise
+      if mode == tf.estimator.ModeKeys.TRAIN and not run.use_tpu:
+        order_step_reads(tf.get_default_graph())
+      for extension in _extensions:
+        spec = extension.finish(run, spec)
       return spec
 
     return opened
 
   tpu_estimator_model_fn.opened_by_switch_mtf = True
   utils.tpu_estimator_model_fn = tpu_estimator_model_fn
+
+
+def _model_run(mode: str, features: dict, call: dict) -> ModelRun:
+  """Collects what `ModelRun` describes from the arguments of the model_fn."""
+  lengths = call["sequence_length"]
+  return ModelRun(
+      mode=mode,
+      use_tpu=bool(call["use_tpu"]),
+      model_dir=call["model_dir"],
+      tokens_per_step=call["batch_size"] * sum(
+          length for name, length in lengths.items() if name in features),
+      mesh_shape=call["mesh_shape"],
+      layout_rules=call["layout_rules"],
+      keep_checkpoint_max=call.get("keep_checkpoint_max"))
+
+
+def order_step_reads(graph: tf.Graph) -> None:
+  """Makes every read of the global step happen before the step is counted.
+
+  `tpu_estimator_model_fn` increments the global step without waiting for the
+  ops that read it, so the learning rate and whatever else depends on the step
+  may see this step's number or the next one's. Can go when upstream adds the
+  dependency.
+
+  Args:
+    graph: a finished training graph with resource variables.
+  """
+  step = tf.train.get_global_step(graph)
+  uses = step.handle.consumers()
+  counts = [op for op in uses if op.type == "AssignAddVariableOp"]
+  for read in (op for op in uses if op.type == "ReadVariableOp"):
+    for count in counts:
+      # The value that the increment returns is read after it, and must be.
+      if count not in read.control_inputs:
+        count._add_control_input(read)
 
 
 def apply() -> None:

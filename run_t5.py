@@ -1,0 +1,78 @@
+"""Trains, evaluates, decodes and scores: T5's command with Switch layers.
+
+Takes the flags of `t5_mesh_transformer` and does what that does, with our layers
+and tasks registered, gin files found from this folder, and readable output:
+
+  python run_t5.py                                   the demo
+  python run_t5.py --gin_file=gin/experiments/X.gin --model_dir=DIR
+  python run_t5.py --help                            T5's flags
+
+Errors that a user can mend are printed without a traceback; `--verbosity=0` (the
+log level INFO) brings back TensorFlow's log, and the traceback.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from switch_mtf import compat  # isort:skip  (before mesh_tensorflow and t5)
+
+import gin
+import tensorflow.compat.v1 as tf
+from absl import app, flags, logging
+from t5.models import mesh_transformer_main
+
+import tasks  # noqa: F401  (registers our tasks)
+from switch_mtf.training import extension, guards, metrics
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+DEMO_FLAGS = ["--gin_file=gin/experiments/demo.gin", "--model_dir=runs/demo"]
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  """Runs T5's main with everything of ours in place.
+
+  Args:
+    argv: what is left of the command line after the flags.
+  """
+  try:
+    _prepare(argv)
+    mesh_transformer_main.main(argv)
+    metrics.report_evaluations(FLAGS.model_dir)
+  except (ValueError, OSError) as error:
+    text = guards.readable(error)
+    if text is None or logging.get_verbosity() >= logging.INFO:
+      raise
+    sys.exit(text)
+
+
+def _prepare(argv: list[str]) -> None:
+  """Checks what can be checked at once, and installs our extension."""
+  if argv[1:]:
+    raise ValueError(
+        "run_t5: every argument must be a flag, with "
+        f"argument={argv[1]}. Write --gin_file=... or --model_dir=....")
+  t5_gin = os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin")
+  guards.check_gin_files(
+      FLAGS.gin_file or [], [ROOT, t5_gin, *FLAGS.gin_location_prefix])
+  guards.check_model_dir(FLAGS.model_dir)
+  gin.add_config_file_search_path(ROOT)
+  if FLAGS.tpu:
+    compat.use_reference_variables_on_tpu()
+  extension.install()
+
+
+def console_entry_point() -> None:
+  """Runs `main` as T5's entry point runs T5's."""
+  if len(sys.argv) == 1:
+    sys.argv += DEMO_FLAGS
+  tf.disable_v2_behavior()
+  compat.use_resource_variables()  # disable_v2_behavior turned them off
+  app.run(main)
+
+
+if __name__ == "__main__":
+  console_entry_point()

@@ -1,0 +1,375 @@
+"""Says whether this machine can run switch_mtf, and what to change if not.
+
+    python -m switch_mtf.doctor
+
+prints one line a finding and ends with 1 if a run would fail. A check is a
+function that yields findings. It imports what it examines itself, because that
+import may be what is broken; what a check raises becomes a finding too.
+"""
+
+import collections
+import csv
+import glob
+import importlib
+import importlib.util
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PYTHONS = ((3, 10), (3, 11))
+TASKS = ("public_domain_span_corruption", "public_domain_span_corruption_1k")
+GIB = 2**30
+INSTALL = "pip install -r requirements.txt"
+
+
+class Finding(NamedTuple):
+  """One line of the report: what was found, and the remedy where one is due."""
+
+  level: str
+  what: str
+  finding: str
+  remedy: str = ""
+
+  def __str__(self) -> str:
+    line = f"{self.level:<4}  {self.what:<12}  {self.finding}"
+    return f"{line}  -> {self.remedy}" if self.remedy else line
+
+
+Check = Callable[[], Iterator[Finding]]
+
+
+def python() -> Iterator[Finding]:
+  """Python must be one that TensorFlow 2.15 and TFDS have releases for."""
+  found = f"{sys.version.split()[0]} ({sys.executable})"
+  if tuple(sys.version_info[:2]) in PYTHONS:
+    yield Finding("ok", "python", found)
+  else:
+    yield Finding("FAIL", "python", f"{found}, must be 3.10 or 3.11",
+                  f"python3.11 -m venv .venv, then .venv/bin/{INSTALL}")
+
+
+def pins(requirements: pathlib.Path) -> dict[str, str | None]:
+  """Reads a lock file: name to version, None for a folder of this repository.
+
+  Lines whose marker excludes this interpreter or platform are left out.
+  """
+  from packaging.requirements import Requirement
+  versions = {}
+  for line in requirements.read_text().splitlines():
+    line = line.split("#")[0].strip()
+    if line.startswith("./"):
+      versions[line.rsplit("/", 1)[1]] = None
+    elif line:
+      requirement = Requirement(line)
+      if requirement.marker is None or requirement.marker.evaluate():
+        versions[requirement.name] = str(requirement.specifier).lstrip("=")
+  return versions
+
+
+def _installed(name: str) -> str | None:
+  try:
+    return metadata.version(name)
+  except metadata.PackageNotFoundError:
+    return None
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+  """The first names, and how many there are besides."""
+  names = list(names)
+  rest = f" and {len(names) - most} more" if len(names) > most else ""
+  return ", ".join(names[:most]) + rest
+
+
+def packages() -> Iterator[Finding]:
+  """Every package of requirements.txt should be there in its version."""
+  if not (ROOT / "requirements.txt").exists():
+    yield Finding("warn", "packages", f"no requirements.txt in {ROOT}",
+                  "run the doctor from a checkout of the repository")
+    return
+  pinned = pins(ROOT / "requirements.txt")
+  found = {name: _installed(name) for name in pinned}
+  missing = [name for name in pinned if found[name] is None]
+  other = [f"{name} {found[name]} (pinned: {pin})"
+           for name, pin in pinned.items()
+           if found[name] is not None and pin not in (None, found[name])]
+  if missing:
+    yield Finding("FAIL", "packages", f"missing: {_some(missing)}", INSTALL)
+  if other:
+    yield Finding("warn", "packages", f"not as pinned: {_some(other)}", INSTALL)
+  if not missing and not other:
+    yield Finding("ok", "packages", f"{len(pinned)} as in requirements.txt")
+
+
+def shared_files() -> dict[str, set[str]]:
+  """Finds files that several installed distributions claim as their own.
+
+  Whichever was installed last has written such a file, and uninstalling either
+  removes it. Scripts outside site-packages do not count: tensorboard's is also
+  tensorflow's.
+
+  Returns:
+    Path below site-packages to names of distributions, two or more each.
+  """
+  owners = collections.defaultdict(set)
+  for distribution in metadata.distributions():
+    name = distribution.metadata["Name"]
+    record = distribution.read_text("RECORD") or ""
+    for path, *_ in filter(None, csv.reader(record.splitlines())):
+      if not path.startswith("..") and "__pycache__" not in path:
+        owners[path].add(name)
+  return {path: names for path, names in owners.items() if len(names) > 1}
+
+
+def owners() -> Iterator[Finding]:
+  """No file may belong to two packages, such as seqio and its nightly build."""
+  groups = collections.defaultdict(set)
+  for path, names in shared_files().items():
+    groups[tuple(sorted(names))].add(path.split("/")[0])
+  for names, folders in groups.items():
+    yield Finding(
+        "FAIL", "owners",
+        f"{' and '.join(names)} both write {_some(sorted(folders))}",
+        f"pip uninstall -y {' '.join(names)}, then {INSTALL}")
+  if not groups:
+    yield Finding("ok", "owners", "every file belongs to one package")
+
+
+def _cpu_flags() -> set[str] | None:
+  """The features Linux reports of the CPU, or None where it reports none."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return None
+  flags = [line.split(":", 1)[1] for line in lines if line.startswith("flags")]
+  return set(flags[0].split()) if flags else None
+
+
+def cpu() -> Iterator[Finding]:
+  """TensorFlow's wheels need AVX; oneDNN wants AVX2 or more, and to be on."""
+  cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+           else os.cpu_count())
+  flags = _cpu_flags()
+  if flags is None:
+    yield Finding("ok", "cpu", f"{cores} cores, features unknown")
+  elif "avx" not in flags:
+    yield Finding("FAIL", "cpu", f"{cores} cores without AVX",
+                  "use another machine: TensorFlow's wheels need AVX")
+  elif "avx2" not in flags:
+    yield Finding("warn", "cpu", f"{cores} cores with AVX alone",
+                  "expect slow matrix products, or use a newer CPU")
+  else:
+    known = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
+    found = " ".join(flag for flag in known if flag in flags)
+    yield Finding("ok", "cpu", f"{cores} cores with {found}")
+  if os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false"):
+    yield Finding("warn", "onednn", "off, which makes training on CPU slower",
+                  "unset TF_ENABLE_ONEDNN_OPTS")
+  else:
+    yield Finding("ok", "onednn", "on")
+
+
+def _amount(
+    what: str, free: int, fail: float, warn: float, remedy: str
+) -> Iterator[Finding]:
+  """Judges an amount of bytes by two limits in GiB."""
+  level = ("FAIL" if free < fail * GIB else
+           "warn" if free < warn * GIB else "ok")
+  limit = {"FAIL": f", must be {fail:g}", "warn": f", {warn:g} is safer"}
+  yield Finding(level, what, f"{free / GIB:.1f} GiB free{limit.get(level, '')}",
+                remedy if level != "ok" else "")
+
+
+def memory() -> Iterator[Finding]:
+  """The imports alone take 0.7 GiB."""
+  import psutil
+  yield from _amount("memory", psutil.virtual_memory().available, 1, 4,
+                     "end other programs, or lower the batch size")
+
+
+def disk() -> Iterator[Finding]:
+  """Checkpoints go to model_dir, below the current directory by default."""
+  yield from _amount("disk", shutil.disk_usage(os.getcwd()).free, 0.5, 5,
+                     "make room, or set --model_dir to another disk")
+
+
+def tfds_cache() -> Iterator[Finding]:
+  """TFDS prepares its data sets here; the bundled tasks do without."""
+  folder = pathlib.Path(os.path.expanduser(
+      os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
+  existing = next(p for p in (folder, *folder.parents) if p.exists())
+  try:
+    with tempfile.TemporaryFile(dir=existing):
+      yield Finding("ok", "tfds_cache", f"{folder} can be written")
+  except OSError as error:
+    yield Finding("warn", "tfds_cache", f"{folder}: {error.strerror}",
+                  "set TFDS_DATA_DIR to a folder that can be written")
+
+
+def upstream() -> Iterator[Finding]:
+  """TensorFlow, Mesh-TF, T5 and seqio must be importable with our patches."""
+  tf = importlib.import_module("tensorflow")
+  yield Finding("ok", "tensorflow", tf.__version__)
+  tf.get_logger().setLevel(logging.ERROR)
+  for module in ("switch_mtf.compat", "mesh_tensorflow", "seqio", "t5.models"):
+    try:
+      importlib.import_module(module)
+    except ImportError as error:
+      text = str(error)
+      # Our own texts end in a remedy.
+      remedy = "" if text.startswith("switch_mtf:") else INSTALL
+      yield Finding("FAIL", module, text, remedy)
+      return
+  yield Finding("ok", "imports", "mesh_tensorflow, seqio and t5, patched")
+
+
+def devices() -> Iterator[Finding]:
+  """A GPU that the machine has and TensorFlow does not see is worth a word."""
+  import tensorflow as tf
+  gpus = tf.config.list_physical_devices("GPU")
+  present = glob.glob("/dev/nvidia[0-9]*")
+  tpus = [f"{name}={os.environ[name]}" for name in ("TPU_NAME", "TPU_WORKER_ID")
+          if os.environ.get(name)] + glob.glob("/dev/accel*")
+  for gpu in gpus:
+    details = tf.config.experimental.get_device_details(gpu)
+    yield Finding("ok", "gpu", f"{details.get('device_name')} as {gpu.name}")
+  if present and not gpus:
+    yield Finding(
+        "warn", "gpu", f"TensorFlow does not see {_some(present)}",
+        'pip install "tensorflow[and-cuda]==2.15.1"; unset '
+        "CUDA_VISIBLE_DEVICES if it is set")
+  if tpus:
+    yield Finding("ok", "tpu", f"{_some(tpus)}; runs use it when given --tpu")
+  if not gpus and not present and not tpus:
+    yield Finding("ok", "devices", "CPU only")
+
+
+def mesh() -> Iterator[Finding]:
+  """A product split over 2 x 2 processors must equal numpy's."""
+  import mesh_tensorflow as mtf
+  import numpy as np
+  import tensorflow.compat.v1 as tf
+  rng = np.random.default_rng(0)
+  left, right = rng.normal(size=[4, 6]), rng.normal(size=[6, 8])
+  rows, inner, columns = (
+      mtf.Dimension(*d) for d in (("rows", 4), ("inner", 6), ("columns", 8)))
+  with tf.Graph().as_default():
+    mtf_mesh = mtf.Mesh(mtf.Graph(), "doctor")
+    x = mtf.import_tf_tensor(mtf_mesh, left, [rows, inner])
+    y = mtf.import_tf_tensor(mtf_mesh, right, [inner, columns])
+    impl = mtf.placement_mesh_impl.PlacementMeshImpl(
+        mtf.convert_to_shape("a:2;b:2"),
+        mtf.convert_to_layout_rules("rows:a;inner:b"), [""] * 4)
+    product = mtf.einsum([x, y], [rows, columns])
+    lowering = mtf.Lowering(mtf_mesh.graph, {mtf_mesh: impl})
+    config = tf.ConfigProto(
+        gpu_options=tf.GPUOptions(allow_growth=True))
+    with tf.Session(config=config) as session:
+      found = session.run(lowering.export_to_tf_tensor(product))
+  error = np.abs(found - left @ right).max()
+  if error < 1e-5:
+    yield Finding("ok", "mesh", "2 x 2 processors multiply as numpy does")
+  else:
+    yield Finding("FAIL", "mesh", f"2 x 2 processors are off by {error:.2g}",
+                  INSTALL)
+
+
+def tasks() -> Iterator[Finding]:
+  """The bundled tasks must be registered and give an example."""
+  if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+  import seqio
+  importlib.import_module("tasks")
+  for name in TASKS:
+    if name not in seqio.TaskRegistry.names():
+      yield Finding("FAIL", "tasks", f"{name} is not registered",
+                    "git checkout -- tasks")
+      return
+  dataset = seqio.TaskRegistry.get(TASKS[-1]).get_dataset(
+      sequence_length={"inputs": 64, "targets": 32}, split="train",
+      shuffle=False)
+  example = next(dataset.as_numpy_iterator())
+  yield Finding("ok", "tasks", f"{TASKS[-1]} gives examples of "
+                f"{len(example['inputs'])} and {len(example['targets'])} ids")
+
+
+def vocabularies() -> Iterator[Finding]:
+  """Each bundled vocabulary must load and give back what it encoded."""
+  import seqio
+  files = sorted((ROOT / "tasks" / "data").glob("*.model"))
+  if not files:
+    yield Finding("FAIL", "vocabularies", "none in tasks/data",
+                  "git checkout -- tasks/data")
+  text = "the sea and the sky"
+  sizes = []
+  for file in files:
+    vocabulary = seqio.SentencePieceVocabulary(str(file), extra_ids=100)
+    if vocabulary.decode(vocabulary.encode(text)) == text:
+      sizes.append(f"{file.stem} {vocabulary.vocab_size}")
+    else:
+      yield Finding("FAIL", "vocabularies", f"{file.name} garbles {text!r}",
+                    f"git checkout -- tasks/data/{file.name}")
+  if sizes:
+    yield Finding("ok", "vocabularies", ", ".join(sizes))
+
+
+MACHINE: tuple[Check, ...] = (
+    python, packages, owners, cpu, memory, disk, tfds_cache)
+# These only say something once `upstream` has passed.
+RUN: tuple[Check, ...] = (devices, mesh, tasks, vocabularies)
+
+
+def findings_of(check: Check) -> Iterator[Finding]:
+  """Runs a check; an exception becomes a finding."""
+  try:
+    yield from check()
+  except Exception as error:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    yield Finding("FAIL", check.__name__, text[:300], INSTALL)
+
+
+def examine() -> Iterator[Finding]:
+  """Runs every check, and leaves out those that cannot succeed any more."""
+  for check in MACHINE:
+    yield from findings_of(check)
+  failed = False
+  for finding in findings_of(upstream):
+    failed = failed or finding.level == "FAIL"
+    yield finding
+  if failed:
+    left_out = ", ".join(check.__name__ for check in RUN)
+    yield Finding("warn", "doctor", f"not examined: {left_out}",
+                  "mend the imports first")
+    return
+  for check in RUN:
+    yield from findings_of(check)
+
+
+def main() -> int:
+  """Prints the findings and a verdict.
+
+  Returns:
+    1 if a run would fail, else 0.
+  """
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  warnings.simplefilter("ignore")
+  levels = collections.Counter()
+  for finding in examine():
+    levels[finding.level] += 1
+    print(finding, flush=True)
+  if levels["FAIL"]:
+    print(f"doctor: {levels['FAIL']} findings stop a run.")
+    return 1
+  print(f"doctor: ready, with {levels['warn']} warnings.")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,113 @@
+"""Puts the hooks, the seed and the guards around every model graph.
+
+`run_t5.py` calls `install` once. What is done in which mode:
+
+  before the graph    the run's random seed
+  train               no line a step; progress, metrics.jsonl, TensorBoard; a
+                      clean stop; is there room for the checkpoints
+  eval                the layers' metrics, averaged over the evaluation
+  all                 does the checkpoint in model_dir belong to this model
+"""
+
+import gin
+import tensorflow.compat.v1 as tf
+
+from switch_mtf import compat
+from switch_mtf.layers import stateless, summaries
+from switch_mtf.training import guards, hooks
+
+ModeKeys = tf.estimator.ModeKeys
+
+
+@gin.configurable
+def progress(
+    train_steps: int | None = None,
+    record_steps: int = 50,
+    print_seconds: float = 10.0,
+) -> dict:
+  """How often a training run tells what it does.
+
+  Args:
+    train_steps: the last step, for the time left. `gin/runs/` bind it to the
+      macro that `utils.run.train_steps` has.
+    record_steps: steps between two records in `metrics.jsonl` and TensorBoard.
+    print_seconds: seconds between two lines.
+
+  Returns:
+    The arguments as a dict.
+
+  Raises:
+    ValueError: if `record_steps` is not positive.
+  """
+  if record_steps < 1:
+    raise ValueError(
+        "progress: record_steps must be at least 1, with "
+        f"record_steps={record_steps}. Set progress.record_steps.")
+  return dict(train_steps=train_steps, record_steps=record_steps,
+              print_seconds=print_seconds)
+
+
+class TrainingExtension(compat.ModelFnExtension):
+  """See the module."""
+
+  def before_graph(self, run: compat.ModelRun) -> None:
+    """Seeds everything that TensorFlow itself draws."""
+    tf.set_random_seed(stateless.random_seed())
+
+  def explain(
+      self, run: compat.ModelRun, error: Exception
+  ) -> Exception | None:
+    """Rewrites the errors of a mesh that does not divide a tensor."""
+    return guards.explain_mesh_error(error, run.mesh_shape, run.layout_rules)
+
+  def finish(self, run: compat.ModelRun, spec):
+    """Adds what the mode needs; on TPU hooks cannot look into the step."""
+    if run.model_dir:
+      guards.check_checkpoint(run.model_dir, tf.global_variables())
+    if run.use_tpu:
+      return spec
+    if run.mode == ModeKeys.TRAIN:
+      return _extend_train(run, spec)
+    if run.mode == ModeKeys.EVAL:
+      return _extend_eval(spec)
+    return spec
+
+
+def install() -> None:
+  """Registers the extension with `compat`."""
+  compat.extend_model_fn(TrainingExtension())
+
+
+def layer_metrics() -> dict[str, tf.Tensor]:
+  """What the layers of the default graph recorded, by name."""
+  return dict(tf.get_collection(summaries.METRICS_COLLECTION))
+
+
+def _extend_train(run: compat.ModelRun, spec):
+  guards.check_room(
+      run.model_dir, tf.global_variables(), run.keep_checkpoint_max)
+  loss = spec.loss
+  if loss.op.type == "Print":  # tf.Print: one line a step
+    loss = loss.op.inputs[0]
+  new_hooks = [
+      hooks.ProgressHook(
+          model_dir=run.model_dir, loss=loss, layer_metrics=layer_metrics(),
+          tokens_per_step=run.tokens_per_step, **progress()),
+      hooks.StopHook()]
+  return spec._replace(
+      loss=loss,
+      training_chief_hooks=[*spec.training_chief_hooks, *new_hooks])
+
+
+def _extend_eval(spec):
+  metric_fn, tensors = spec.eval_metrics
+  layers = layer_metrics()
+
+  def with_layers(*values):
+    found = metric_fn(*values[:len(tensors)])
+    for name, value in zip(layers, values[len(tensors):], strict=True):
+      found[name] = tf.metrics.mean_tensor(value)
+    return found
+
+  return spec._replace(
+      eval_metrics=(with_layers, [*tensors, *layers.values()]))

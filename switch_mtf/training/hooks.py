@@ -1,0 +1,146 @@
+"""Session hooks of a training run: progress, measurements, a clean stop."""
+
+import signal
+import sys
+import time
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from switch_mtf.training import metrics
+
+
+def duration(seconds: float) -> str:
+  """'3 h 05 min', '4 min 10 s' or '12 s'."""
+  minutes, secs = divmod(int(round(seconds)), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours} h {minutes:02d} min"
+  return f"{minutes} min {secs:02d} s" if minutes else f"{secs} s"
+
+
+class ProgressHook(tf.estimator.SessionRunHook):
+  """Prints progress, and records loss, speed and the layers' metrics.
+
+  The loss of a record is the mean over the steps since the last record; the
+  layers' metrics are those of the record's own step, so that the other steps
+  need not compute them.
+  """
+
+  def __init__(
+      self, *, model_dir: str, loss: tf.Tensor, layer_metrics: dict,
+      tokens_per_step: int, train_steps: int | None, record_steps: int,
+      print_seconds: float):
+    """Records its arguments.
+
+    Args:
+      model_dir: where to write.
+      loss: of the step, a scalar.
+      layer_metrics: name to tensor.
+      tokens_per_step: tokens that a step reads.
+      train_steps: the last step, if known.
+      record_steps: steps between records.
+      print_seconds: seconds between lines.
+    """
+    self._model_dir = model_dir
+    self._loss = loss
+    self._layer_metrics = layer_metrics
+    self._tokens_per_step = tokens_per_step
+    self._train_steps = train_steps
+    self._record_steps = record_steps
+    self._print_seconds = print_seconds
+    self._losses: list[float] = []
+    self._last_loss = float("nan")
+
+  def after_create_session(self, session, coord):
+    """Starts the clocks."""
+    del coord
+    self._step = session.run(tf.train.get_global_step())
+    self._start = (self._step, time.time())
+    self._recorded = self._start
+    self._printed = time.time()
+    self._writer = tf.summary.FileWriterCache.get(self._model_dir)
+
+  def before_run(self, run_context):
+    """Asks for the loss, and for the layers' metrics when they are due."""
+    fetches = {"loss": self._loss}
+    if self._due(self._step + 1):
+      fetches["layers"] = self._layer_metrics
+    return tf.estimator.SessionRunArgs(fetches)
+
+  def after_run(self, run_context, run_values):
+    """Counts the step; writes and prints what is due."""
+    self._step += 1
+    self._losses.append(float(run_values.results["loss"]))
+    if "layers" in run_values.results:
+      self._record(run_values.results["layers"])
+    if time.time() - self._printed >= self._print_seconds:
+      self._print()
+
+  def end(self, session):
+    """Prints the last line."""
+    self._print()
+    self._writer.flush()
+
+  def _due(self, step: int) -> bool:
+    return step % self._record_steps == 0 or step == self._train_steps
+
+  def _record(self, layers: dict[str, np.ndarray]) -> None:
+    now = time.time()
+    steps, seconds = self._step - self._recorded[0], now - self._recorded[1]
+    self._last_loss = float(np.mean(self._losses))
+    record = {
+        "kind": "train", "step": self._step, "loss": self._last_loss,
+        "tokens_per_second": steps * self._tokens_per_step / seconds, **layers}
+    metrics.append(self._model_dir, record)
+    metrics.write_scalars(
+        self._writer, {k: v for k, v in record.items() if k != "step"},
+        self._step)
+    self._recorded = (self._step, now)
+    self._losses = []
+
+  def _print(self) -> None:
+    now = time.time()
+    steps, seconds = self._step - self._start[0], now - self._start[1]
+    self._printed = now
+    if not steps:
+      return
+    loss = np.mean(self._losses) if self._losses else self._last_loss
+    of, left = "", ""
+    if self._train_steps:
+      of = f"/{self._train_steps:,}"
+      remaining = (self._train_steps - self._step) * seconds / steps
+      left = f" | {duration(remaining)} left"
+    speed = steps * self._tokens_per_step / seconds
+    print(f"step {self._step:,}{of} | loss {loss:.3f} | "
+          f"{speed:,.0f} tokens/s{left}", file=sys.stderr, flush=True)
+
+
+class StopHook(tf.estimator.SessionRunHook):
+  """Turns SIGTERM and Ctrl-C into a stop after the step, with a checkpoint.
+
+  A second Ctrl-C stops at once.
+  """
+
+  def begin(self):
+    """Takes over the signals."""
+    self.stopped = False
+    self._before = {
+        number: signal.signal(number, self._stop)
+        for number in (signal.SIGTERM, signal.SIGINT)}
+
+  def after_run(self, run_context, run_values):
+    """Asks the session to end if a signal came."""
+    if self.stopped:
+      run_context.request_stop()
+
+  def end(self, session):
+    """Gives the signals back."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _stop(self, number, frame):
+    print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping. "
+          "The same command goes on from there.", file=sys.stderr, flush=True)
+    self.stopped = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,142 @@
+"""Writes what a run measures: `metrics.jsonl` and TensorBoard.
+
+`metrics.jsonl` in the model_dir holds one JSON object a line, in the order in
+which they were measured:
+
+  {"kind": "train", "step": 300, "loss": 4.41, "tokens_per_second": 5120.0,
+   "encoder/block_000/layer_001/expert_load": [0.07, ...], ...}
+  {"kind": "eval", "name": "<task>_<split>_<examples>", "step": 300,
+   "neg_log_perplexity": -4.33, ...}
+
+A run that is resumed goes on in the same file; what an interrupted run wrote
+after its last checkpoint appears again, and the later line counts.
+"""
+
+import glob
+import json
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+METRICS_FILE = "metrics.jsonl"
+MAX_EXPERT_SCALARS = 64
+EVAL_FIGURES = ("neg_log_perplexity", "token_accuracy", "sequence_accuracy")
+
+
+def append(model_dir: str, record: dict[str, Any]) -> None:
+  """Adds one record to `metrics.jsonl`; arrays become lists."""
+  plain = {k: _plain(v) for k, v in record.items()}
+  with tf.io.gfile.GFile(os.path.join(model_dir, METRICS_FILE), "a") as f:
+    f.write(json.dumps(plain) + "\n")
+
+
+def read(model_dir: str, kind: str) -> list[dict[str, Any]]:
+  """Reads the records of one kind, sorted by step, the latest of each step.
+
+  Args:
+    model_dir: of the run.
+    kind: "train" or "eval".
+
+  Returns:
+    The records; none if there is no file. A last line cut short by a killed run
+      is left out.
+  """
+  path = os.path.join(model_dir, METRICS_FILE)
+  if not tf.io.gfile.exists(path):
+    return []
+  latest = {}
+  with tf.io.gfile.GFile(path) as f:
+    for line in f:
+      try:
+        record = json.loads(line)
+      except ValueError:
+        continue
+      if record.get("kind") == kind:
+        latest[record["step"], record.get("name", "")] = record
+  return [latest[key] for key in sorted(latest)]
+
+
+def scalars(record: dict[str, Any]) -> dict[str, float]:
+  """What TensorBoard can draw of a record: numbers, and a vector's entries.
+
+  A vector with more entries than are readable becomes its extremes.
+  """
+  found = {}
+  for name, value in record.items():
+    if isinstance(value, str):
+      continue
+    value = np.asarray(value)
+    if value.ndim == 0:
+      found[name] = float(value)
+    elif value.size <= MAX_EXPERT_SCALARS:
+      found.update({f"{name}/{i:02d}": float(v) for i, v in enumerate(value)})
+    else:
+      found[f"{name}/max"] = float(value.max())
+      found[f"{name}/min"] = float(value.min())
+  return found
+
+
+def write_scalars(
+    writer: tf.summary.FileWriter, record: dict[str, Any], step: int
+) -> None:
+  """Writes a record to TensorBoard."""
+  summary = tf.Summary(value=[
+      tf.Summary.Value(tag=tag, simple_value=value)
+      for tag, value in scalars(record).items()])
+  writer.add_summary(summary, step)
+
+
+def collect_evaluations(model_dir: str) -> list[dict[str, Any]]:
+  """Copies new results of the Estimator's evaluations to `metrics.jsonl`.
+
+  The Estimator writes each evaluation into `<model_dir>/eval_<name>` and tells
+  nobody else.
+
+  Args:
+    model_dir: of the run.
+
+  Returns:
+    The records that were added.
+  """
+  known = {(r["name"], r["step"]) for r in read(model_dir, "eval")}
+  added = []
+  for directory in sorted(glob.glob(os.path.join(model_dir, "eval_*"))):
+    name = os.path.basename(directory)[len("eval_"):]
+    for step, values in sorted(_read_events(directory).items()):
+      if (name, step) not in known:
+        added.append({"kind": "eval", "name": name, "step": step, **values})
+        append(model_dir, added[-1])
+  return added
+
+
+def report_evaluations(model_dir: str) -> None:
+  """Collects new evaluations and prints the main figures of each."""
+  for record in collect_evaluations(model_dir):
+    figures = " | ".join(
+        f"{name} {record[name]:.4f}" for name in EVAL_FIGURES if name in record)
+    print(f"{record['name']} | step {record['step']:,} | {figures}")
+
+
+def _read_events(directory: str) -> dict[int, dict[str, Any]]:
+  """Step to (tag to number or array), over the event files of a directory."""
+  found: dict[int, dict[str, Any]] = {}
+  for path in sorted(glob.glob(os.path.join(directory, "events.out.*"))):
+    for event in tf.train.summary_iterator(path):
+      for value in event.summary.value:
+        number = (value.simple_value if value.HasField("simple_value")
+                  else tf.make_ndarray(value.tensor))
+        found.setdefault(event.step, {})[value.tag] = number
+  return found
+
+
+def _plain(value: Any) -> Any:
+  """Something that json can write; floats keep seven digits."""
+  if isinstance(value, np.ndarray):
+    return [_plain(v) for v in value.tolist()]
+  if isinstance(value, (float, np.floating)):
+    return float(f"{float(value):.7g}")
+  if isinstance(value, np.integer):
+    return int(value)
+  return value

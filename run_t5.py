@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
   Args:
     argv: what is left of the command line after the flags.
   """
+  _quieten()
   try:
     _prepare(argv)
     mesh_transformer_main.main(argv)
@@ -47,6 +48,17 @@ def main(argv: list[str]) -> None:
     if text is None or logging.get_verbosity() >= logging.INFO:
       raise
     sys.exit(text)
+
+
+def _quieten() -> None:
+  """Leaves our own lines on the screen, unless a log level was asked for."""
+  if not FLAGS["verbosity"].present:
+    # ERROR, and not even those of gin, which reports each folder in which a
+    # file is not.
+    logging.set_verbosity(logging.ERROR)
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    logging.get_absl_logger().addFilter(
+        lambda record: "Path not found" not in record.getMessage())
 
 
 def _prepare(argv: list[str]) -> None:

@@ -1,0 +1,97 @@
+"""Shows what a span-corruption model writes into the blanks of real text."""
+
+import json
+import os
+import re
+from typing import Any
+
+import gin
+import mesh_tensorflow.transformer.utils as mtf_utils
+import numpy as np
+import seqio
+import tensorflow.compat.v1 as tf
+import tensorflow_datasets as tfds
+
+BLANKS_FILE = "blanks.json"
+_SENTINEL = re.compile(r"<extra_id_(\d+)>")
+
+
+@gin.configurable
+def fill_blanks(
+    estimator: Any,
+    vocabulary: Any,
+    batch_size: int,
+    sequence_length: dict[str, int],
+    checkpoint_path: str,
+    *,
+    mixture_or_task_name: str = gin.REQUIRED,
+    tokens: int = 48,
+    examples_per_task: int = 2,
+    **unused_kwargs,
+) -> None:
+  """An `infer_model.decode_fn`: fills blanks and writes `blanks.json`.
+
+  Args:
+    estimator: of the run.
+    vocabulary: of the run.
+    batch_size: sequences decoded at once.
+    sequence_length: of the run.
+    checkpoint_path: which weights.
+    mixture_or_task_name: span-corruption tasks; their validation splits give
+      the text.
+    tokens: length of a text, blanks included.
+    examples_per_task: how many texts of each task.
+    **unused_kwargs: what else a decode_fn gets.
+  """
+  task_or_mixture = seqio.get_mixture_or_task(mixture_or_task_name)
+  examples = [
+      (task.name, example) for task in seqio.get_subtasks(task_or_mixture)
+      for example in _examples(task, tokens, examples_per_task)]
+  ids = np.zeros(
+      [-len(examples) % batch_size + len(examples), sequence_length["inputs"]],
+      np.int32)
+  for row, (_, example) in zip(ids, examples, strict=False):
+    row[:len(example["inputs"])] = example["inputs"]
+
+  def input_fn(params):
+    del params
+    return tf.data.Dataset.from_tensor_slices({"inputs": ids}).batch(batch_size)
+
+  outputs = mtf_utils.decode(
+      estimator, input_fn, vocabulary, checkpoint_path=checkpoint_path)
+  found = []
+  for (name, example), output in zip(examples, outputs, strict=False):
+    text = example["inputs_pretokenized"].decode()
+    found.append({
+        "task": name, "text": text,
+        "model": merge(text, str(output)),
+        "truth": merge(text, example["targets_pretokenized"].decode())})
+    print(f"\n{found[-1]['model']}\n  was: {found[-1]['truth']}")
+  with open(os.path.join(estimator.model_dir, BLANKS_FILE), "w") as f:
+    json.dump(found, f, indent=1)
+
+
+def merge(text: str, spans: str) -> str:
+  """Puts spans, each after its sentinel, into the blanks of a text.
+
+  Args:
+    text: with sentinels, 'to <extra_id_0> or not'.
+    spans: '<extra_id_0> be'.
+
+  Returns:
+    'to [be] or not'; a blank that no span fills is '[...]'.
+  """
+  pieces = _SENTINEL.split(spans)
+  filled = {n: span.strip()
+            for n, span in zip(pieces[1::2], pieces[2::2], strict=True)}
+  return _SENTINEL.sub(
+      lambda match: f"[{filled.get(match.group(1)) or '...'}]", text)
+
+
+def _examples(task: seqio.Task, tokens: int, count: int) -> list[dict]:
+  """The first examples of a task's validation split, as numpy."""
+  with tf.Graph().as_default():
+    dataset = task.get_dataset(
+        {"inputs": tokens, "targets": tokens}, split="validation",
+        shuffle=False, seed=0)
+    return list(tfds.as_numpy(dataset.take(count)))

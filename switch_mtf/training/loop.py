@@ -1,0 +1,83 @@
+"""The `train_model_fn` of our runs: train, then do what follows training.
+
+  utils.run.train_model_fn = @train_then
+  train_then.phases = ["gin/runs/perplexity_eval.gin"]
+
+A phase is a gin file whose bindings come on top of the run's own; it is run in
+the same process once the last step is done.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+import mesh_tensorflow.transformer.utils as mtf_utils
+import tensorflow.compat.v1 as tf
+
+from switch_mtf.training import metrics
+from switch_mtf.training.hooks import duration
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+@gin.configurable
+def train_then(
+    estimator: Any,
+    vocabulary: Any,
+    sequence_length: dict[str, int],
+    batch_size: int,
+    train_dataset_fn: Callable[..., tf.data.Dataset],
+    train_steps: int,
+    ensemble_inputs: int | None,
+    *,
+    phases: Sequence[str] = (),
+    **kwargs,
+) -> None:
+  """Trains as mesh_tensorflow does, or goes on; then runs the phases.
+
+  Args:
+    estimator: see `mesh_tensorflow.transformer.utils.train_model`, like all
+      arguments but `phases`.
+    vocabulary: passed on.
+    sequence_length: passed on.
+    batch_size: passed on.
+    train_dataset_fn: passed on.
+    train_steps: the last step.
+    ensemble_inputs: passed on.
+    phases: gin files, each run after training on top of the run's gin.
+    **kwargs: passed on.
+
+  Raises:
+    SystemExit: with code 130 if training was stopped before the last step.
+  """
+  mtf_utils.train_model(
+      estimator, vocabulary, sequence_length, batch_size, train_dataset_fn,
+      train_steps, ensemble_inputs, **kwargs)
+  step = int(estimator.get_variable_value("global_step"))
+  if step < train_steps:
+    print(f"Stopped at step {step:,} of {train_steps:,}.", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+  for phase in phases:
+    run_phase(phase, estimator.model_dir)
+
+
+def run_phase(path: str, model_dir: str) -> None:
+  """Runs `utils.run` again with the bindings of a gin file on top.
+
+  Args:
+    path: a gin file, found as --gin_file is.
+    model_dir: of the run.
+  """
+  name = os.path.splitext(os.path.basename(path))[0]
+  print(f"{name} ...", file=sys.stderr, flush=True)
+  start = time.time()
+  with gin.unlock_config():
+    gin.parse_config_file(path)
+  mtf_utils.run(
+      tpu_job_name=None, tpu=None, gcp_project=None, tpu_zone=None,
+      model_dir=model_dir)
+  metrics.report_evaluations(model_dir)
+  print(f"{name}: done in {duration(time.time() - start)}", file=sys.stderr)

@@ -1,0 +1,265 @@
+"""Draws and writes the report of a comparison (`compare.py`).
+
+Everything comes from what the runs left behind (`metrics.jsonl`, `blanks.json`,
+`operative_config.gin`), so a report can be drawn again at any time.
+"""
+
+import json
+import os
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # files only, no window
+import matplotlib.pyplot as plt  # noqa: E402
+
+from switch_mtf.training import blanks, metrics  # noqa: E402
+
+LOAD = "expert_load"
+# A text source that no evaluation name carries is called by the task's name.
+COLORS = ("#7f7f7f", "#c44e52", "#4c72b0", "#55a868")
+
+
+def write(
+    model_dir: str, title: str, models: list[str], seeds: list[int]
+) -> str:
+  """Writes `<model_dir>/report/` and returns the verdict in a few lines.
+
+  Args:
+    model_dir: of the comparison.
+    title: of the report.
+    models: their names, the baseline first.
+    seeds: of the runs; pictures of experts are of the first.
+
+  Returns:
+    The table and the verdict, as text.
+  """
+  folder = os.path.join(model_dir, "report")
+  os.makedirs(folder, exist_ok=True)
+  runs = {(m, s): _read(model_dir, m, s) for m in models for s in seeds}
+  result = summarize(runs, models, seeds)
+  with open(os.path.join(folder, "result.json"), "w") as f:
+    json.dump(result, f, indent=1)
+  pictures = [draw_curves(runs, models, seeds, folder)]
+  for model in models:
+    run = runs[model, seeds[0]]
+    pictures += draw_load(run["train"], model, folder)
+    pictures += draw_sources(run["eval"], model, folder)
+  text = verdict(result)
+  _write_markdown(folder, title, text, pictures, runs, models, seeds)
+  return f"{text}\n\nReport: {os.path.join(folder, 'report.md')}"
+
+
+def _read(model_dir: str, model: str, seed: int) -> dict[str, Any]:
+  """What one run left behind."""
+  directory = os.path.join(model_dir, f"{model}_seed{seed}")
+  evaluations = metrics.read(directory, "eval")
+  whole = min((r["name"] for r in evaluations), key=len)
+  filled = os.path.join(directory, blanks.BLANKS_FILE)
+  found = []
+  if os.path.exists(filled):
+    with open(filled) as f:
+      found = json.load(f)
+  return {
+      "directory": directory,
+      "train": metrics.read(directory, "train"),
+      # The shortest name is the whole validation split, longer ones its parts.
+      "eval": evaluations,
+      "validation": [r for r in evaluations if r["name"] == whole],
+      "blanks": found}
+
+
+def summarize(
+    runs: dict, models: list[str], seeds: list[int]
+) -> dict[str, Any]:
+  """The figures of a comparison.
+
+  Args:
+    runs: (model, seed) to what `_read` found.
+    models: their names, the baseline first.
+    seeds: of the runs.
+
+  Returns:
+    For each model its validation neg. log perplexity (nats a token) at the last
+      step and its median training speed, for each seed; for each model but the
+      first the gain over the first with the same seed, and their mean, and the
+      spread: the range of the baseline's, and of the model's own, figures over
+      the seeds, whichever is larger.
+  """
+  figures = {m: {
+      "neg_log_perplexity": [
+          runs[m, s]["validation"][-1]["neg_log_perplexity"] for s in seeds],
+      "tokens_per_second": [
+          float(np.median([r["tokens_per_second"] for r in runs[m, s]["train"]]))
+          for s in seeds],
+  } for m in models}
+  base = np.array(figures[models[0]]["neg_log_perplexity"])
+  gains = {}
+  for model in models[1:]:
+    own = np.array(figures[model]["neg_log_perplexity"])
+    gains[model] = {
+        "gain": (own - base).tolist(),
+        "mean_gain": float(np.mean(own - base)),
+        "spread": float(max(np.ptp(own), np.ptp(base)))}
+  return {"steps": runs[models[0], seeds[0]]["validation"][-1]["step"],
+          "seeds": seeds, "models": figures, "gains": gains}
+
+
+def verdict(result: dict[str, Any]) -> str:
+  """The result as a table of text and one sentence for each rival."""
+  seeds = result["seeds"]
+  lines = [f"{'':24}{'validation neg. log perplexity':>32}{'tokens/s':>12}"]
+  for model, figures in result["models"].items():
+    for seed, quality, speed in zip(
+        seeds, figures["neg_log_perplexity"], figures["tokens_per_second"],
+        strict=True):
+      name = f"{model}, seed {seed}"
+      lines.append(f"{name:24}{quality:32.4f}{speed:12,.0f}")
+  base = next(iter(result["models"]))
+  for model, gain in result["gains"].items():
+    better = "better" if gain["mean_gain"] > 0 else "WORSE"
+    line = (f"{model} is {better} than {base} by {abs(gain['mean_gain']):.4f} "
+            f"nats a token after {result['steps']:,} steps each")
+    if len(seeds) > 1:
+      line += (f" (mean of {len(seeds)} seeds; each model's range over the "
+               f"seeds is at most {gain['spread']:.4f})")
+    lines.append(line + ".")
+  return "\n".join(lines)
+
+
+def draw_curves(
+    runs: dict, models: list[str], seeds: list[int], folder: str
+) -> str:
+  """Loss in training and in validation against steps; returns the file name."""
+  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+  for model, color in zip(models, COLORS, strict=False):
+    for seed in seeds:
+      train = runs[model, seed]["train"]
+      steps = [r["step"] for r in train]
+      left.plot(steps, [-r["loss"] for r in train], color=color, alpha=0.35,
+                linewidth=1)
+      points = runs[model, seed]["validation"]
+      right.plot([r["step"] for r in points],
+                 [r["neg_log_perplexity"] for r in points], "o-", color=color,
+                 alpha=1.0 if seed == seeds[0] else 0.5,
+                 label=model if seed == seeds[0] else None)
+  left.set(title="training (loss with padding and auxiliary losses)",
+           xlabel="step", ylabel="- loss (nats)")
+  right.set(title="validation", xlabel="step",
+            ylabel="neg. log perplexity (nats a token)")
+  _leave_out_start(left)
+  _leave_out_start(right)
+  right.legend()
+  return _save(figure, folder, "curves.png")
+
+
+def _leave_out_start(axes: plt.Axes) -> None:
+  """Limits the y axis to what follows the steep start of training."""
+  values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+  low = np.percentile(values, 10) if len(values) > 20 else values.min()
+  top = values.max()
+  axes.set_ylim(low - 0.1 * (top - low), top + 0.1 * (top - low))
+  axes.grid(alpha=0.3)
+
+
+def _layers(record: dict[str, Any], metric: str) -> list[str]:
+  """Keys of a record that are this metric of some layer, encoder first."""
+  return sorted((k for k in record if k.endswith("/" + metric)),
+                key=lambda k: (not k.startswith("encoder"), k))
+
+
+def draw_load(
+    train: list[dict[str, Any]], model: str, folder: str
+) -> list[str]:
+  """Heat maps: expert against step, one a layer; none for a dense model."""
+  keys = _layers(train[-1], LOAD) if train else []
+  if not keys:
+    return []
+  figure, grid = plt.subplots(
+      len(keys), 1, figsize=(9, 2.2 * len(keys) + 0.6), squeeze=False)
+  steps = [r["step"] for r in train]
+  for axes, key in zip(grid[:, 0], keys, strict=True):
+    load = np.array([r[key] for r in train]).T
+    fair = 1.0 / len(load)
+    image = axes.imshow(
+        load / fair, aspect="auto", origin="lower", cmap="RdBu_r", vmin=0,
+        vmax=2, extent=[steps[0], steps[-1], -0.5, len(load) - 0.5])
+    axes.set(title=_readable(key), ylabel="expert")
+    figure.colorbar(image, ax=axes, label="load / fair share")
+  grid[-1, 0].set_xlabel("step")
+  return [_save(figure, folder, f"expert_load_{model}.png")]
+
+
+def draw_sources(
+    evaluations: list[dict[str, Any]], model: str, folder: str
+) -> list[str]:
+  """Heat maps: source of text against expert, one a layer."""
+  if not evaluations:
+    return []
+  last = max(r["step"] for r in evaluations)
+  rows = {source_of(r["name"], evaluations): r
+          for r in evaluations if r["step"] == last}
+  rows.pop("", None)
+  keys = _layers(next(iter(rows.values()), {}), LOAD)
+  if not keys:
+    return []
+  figure, grid = plt.subplots(
+      len(keys), 1, squeeze=False,
+      figsize=(9, (0.35 * len(rows) + 1.1) * len(keys) + 0.6))
+  for axes, key in zip(grid[:, 0], keys, strict=True):
+    load = np.array([r[key] for r in rows.values()])
+    image = axes.imshow(load, aspect="auto", cmap="viridis", vmin=0)
+    axes.set(title=_readable(key), yticks=range(len(rows)),
+             yticklabels=[name.replace("_", " ") for name in rows],
+             xticks=range(load.shape[1]))
+    figure.colorbar(image, ax=axes, label="share of tokens")
+  grid[-1, 0].set_xlabel("expert")
+  return [_save(figure, folder, f"expert_sources_{model}.png")]
+
+
+def source_of(name: str, evaluations: list[dict[str, Any]]) -> str:
+  """The part of an evaluation's name in which it differs from the whole's."""
+  def task(full: str) -> str:
+    return full.rsplit("_", 2)[0]  # <task>_<split>_<examples>
+
+  whole = min((task(r["name"]) for r in evaluations), key=len)
+  return task(name)[len(whole):].lstrip("_")
+
+
+def _readable(key: str) -> str:
+  """'encoder/block_000/layer_003/expert_load' -> 'encoder, block 0, layer 3'."""
+  stack, block, layer, _ = key.split("/")
+  return (f"{stack}, block {int(block[-3:])}, layer {int(layer[-3:])}")
+
+
+def _save(figure: plt.Figure, folder: str, name: str) -> str:
+  figure.tight_layout()
+  figure.savefig(os.path.join(folder, name), dpi=110)
+  plt.close(figure)
+  return name
+
+
+def _write_markdown(
+    folder: str, title: str, text: str, pictures: list[str], runs: dict,
+    models: list[str], seeds: list[int],
+) -> None:
+  """Joins everything in `report.md`."""
+  parts = [f"# {title}", f"```\n{text}\n```"]
+  parts += [f"## {_caption(p)}\n\n![{_caption(p)}]({p})" for p in pictures]
+  for model in models:
+    found = runs[model, seeds[0]]["blanks"]
+    if found:
+      parts.append(f"## What {model} writes into blanks\n\n" + "\n".join(
+          f"- model: {b['model']}\n  text: {b['truth']}" for b in found))
+  configs = "\n".join(
+      f"- {model}: `{os.path.relpath(runs[model, seeds[0]]['directory'], folder)}"
+      "/operative_config.gin`" for model in models)
+  parts.append(f"## What was chosen\n\n{configs}")
+  with open(os.path.join(folder, "report.md"), "w") as f:
+    f.write("\n\n".join(parts) + "\n")
+
+
+def _caption(picture: str) -> str:
+  """'expert_load_switch.png' -> 'Expert load switch'."""
+  return picture.rsplit(".", 1)[0].replace("_", " ").capitalize()

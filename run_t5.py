@@ -1,14 +1,15 @@
 """Trains, evaluates, decodes and scores: T5's command with Switch layers.
 
-Takes the flags of `t5_mesh_transformer` and does what that does, with our layers
-and tasks registered, gin files found from this folder, and readable output:
+Takes the flags of `t5_mesh_transformer` and does what that does, with our
+layers and tasks registered, gin files found from this folder, and readable
+output:
 
   python run_t5.py                                   the demo
   python run_t5.py --gin_file=gin/experiments/X.gin --model_dir=DIR
   python run_t5.py --help                            T5's flags
 
-Errors that a user can mend are printed without a traceback; `--verbosity=0` (the
-log level INFO) brings back TensorFlow's log, and the traceback.
+Errors that a user can mend are printed without a traceback; `--verbosity=0`
+(the log level INFO) brings back TensorFlow's log, and the traceback.
 """
 
 import os

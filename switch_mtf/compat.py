@@ -51,8 +51,8 @@ def check_versions(
 def restore_tensor_conversion_registry() -> None:
   """Puts back `ops.register_tensor_conversion_function`.
 
-  mesh_tensorflow 0.1.21 (`tpu_variables.py`) calls it at import; TensorFlow 2.15
-  moved it to another module. Can go when mesh_tensorflow imports it from
+  mesh_tensorflow 0.1.21 (`tpu_variables.py`) calls it at import; TensorFlow
+  2.15 moved it to another module. Can go when mesh_tensorflow imports it from
   `tensorflow.python.framework.tensor_conversion_registry`.
   """
   from tensorflow.python.framework import ops, tensor_conversion_registry

@@ -14,8 +14,8 @@
   K       choices           a token's k-th expert              never
 
 A tensor's name ends in its suffixes, in the order of its axes: `probs_OGSE`. A
-dimension's mtf name is a sharding statement, because layout rules match it: G is
-called "batch" so that T5's rule `batch:batch` splits the groups. Nothing else in
+dimension's mtf name is a sharding statement, because layout rules match it: G
+is called "batch" so that T5's rule `batch:batch` splits the groups. Nothing in
 `layers/` writes `mtf.Dimension("...")`. Read `layers/switch_ffn.py` next.
 """
 

@@ -224,7 +224,8 @@ def upstream() -> Iterator[Finding]:
     except ImportError as error:
       text = str(error)
       # Our own texts end in a remedy.
-      remedy = "" if text.startswith("switch_mtf:") else INSTALL
+      remedy = "" if text.startswith("switch_mtf:") else (
+          f"{INSTALL}, in a new virtual environment if that changes nothing")
       yield Finding("FAIL", module, text, remedy)
       return
   yield Finding("ok", "imports", "mesh_tensorflow, seqio and t5, patched")
@@ -311,11 +312,16 @@ def vocabularies() -> Iterator[Finding]:
   sizes = []
   for file in files:
     vocabulary = seqio.SentencePieceVocabulary(str(file), extra_ids=100)
-    if vocabulary.decode(vocabulary.encode(text)) == text:
-      sizes.append(f"{file.stem} {vocabulary.vocab_size}")
-    else:
-      yield Finding("FAIL", "vocabularies", f"{file.name} garbles {text!r}",
+    try:
+      problem = (None if vocabulary.decode(vocabulary.encode(text)) == text
+                 else f"garbles {text!r}")
+    except Exception as error:
+      problem = _short(error)
+    if problem:
+      yield Finding("FAIL", "vocabularies", f"{file.name}: {problem}",
                     f"git checkout -- tasks/data/{file.name}")
+    else:
+      sizes.append(f"{file.stem} {vocabulary.vocab_size}")
   if sizes:
     yield Finding("ok", "vocabularies", ", ".join(sizes))
 
@@ -326,13 +332,20 @@ MACHINE: tuple[Check, ...] = (
 RUN: tuple[Check, ...] = (devices, mesh, tasks, vocabularies)
 
 
+def _short(error: Exception) -> str:
+  """The error on one line: its first and last, where TensorFlow's matter."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  ends = lines if len(lines) < 3 else [lines[0], "...", lines[-1]]
+  return f"{type(error).__name__}: {' '.join(ends)}"
+
+
 def findings_of(check: Check) -> Iterator[Finding]:
   """Runs a check; an exception becomes a finding."""
   try:
     yield from check()
   except Exception as error:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    yield Finding("FAIL", check.__name__, text[:300], INSTALL)
+    yield Finding("FAIL", check.__name__, _short(error),
+                  f"{INSTALL}, or git status if tasks/ was changed")
 
 
 def examine() -> Iterator[Finding]:

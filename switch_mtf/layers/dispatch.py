@@ -1,10 +1,10 @@
 """Moves tokens to the slots of their experts, and results back.
 
-Two dispatchers with one contract, equal to float rounding forward and backward.
-`EinsumDispatcher` multiplies by one-hot masks, as the paper does: on TPU that is
-fast and a gather is not. `GatherDispatcher` moves rows by index, for CPU and
-GPU. Each direction ends or begins with one all-to-all; those are `to_experts_side`
-and `to_groups_side`, and there is no other communication here.
+Two dispatchers with one contract, equal to float rounding forward and
+backward. `EinsumDispatcher` multiplies by one-hot masks, as the paper does: on
+TPU that is fast and a gather is not. `GatherDispatcher` moves rows by index, for
+CPU and GPU. Each direction has one all-to-all, `to_experts_side` or
+`to_groups_side`, and there is no other communication here.
 """
 
 import abc

@@ -19,8 +19,8 @@ def expert_ffn(
   """Applies to each slot the network of its expert: y = act(x W_in) W_out.
 
   Expert dropout acts on the hidden units, in training only (Switch Transformer,
-  https://arxiv.org/abs/2101.03961, section 2.4). An empty slot is 0 and stays 0:
-  there are no biases.
+  https://arxiv.org/abs/2101.03961, section 2.4). An empty slot is 0 and stays
+  0: there are no biases.
 
   Args:
     x_EXM: [experts, expert_tokens, d_model] - filled slots.

@@ -11,7 +11,7 @@ def load_balancing_loss(
     nonpadding_OGS: mtf.Tensor,
     dims: MoeDims,
 ) -> mtf.Tensor:
-  """Is 1 where tokens and probability spread evenly over the experts, else more.
+  """Is 1 where tokens and probability spread evenly over the experts, or more.
 
   For each group E * sum_i f_i P_i, where f_i is the share of the group's real
   tokens whose first choice is expert i (before any is dropped, not

@@ -1,8 +1,8 @@
 """Random numbers that depend on nothing but a seed, a step, a place, an index.
 
 Each number is a hash of (seed, step, variable scope, purpose, index of the
-element), so a resumed run draws what the uninterrupted one would have drawn, and
-any layout draws what one processor would have drawn. TensorFlow's stateless
+element), so a resumed run draws what the uninterrupted one would have drawn,
+and any layout draws what one processor would have drawn. TensorFlow's stateless
 generators promise the first only: a processor that holds a slice cannot ask
 them for the numbers of that slice.
 """

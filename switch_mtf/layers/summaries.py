@@ -49,5 +49,5 @@ def record(context, metrics: dict[str, mtf.Tensor]) -> None:
 
 
 def layer_place(scope: str) -> str:
-  """'encoder/block_000/layer_001/SwitchFFN' -> 'encoder/block_000/layer_001'."""
+  """'encoder/block_000/layer_001/SwitchFFN' without its class name."""
   return scope.rsplit("/", 1)[0]

@@ -45,7 +45,7 @@ def fill_blanks(
   """
   task_or_mixture = seqio.get_mixture_or_task(mixture_or_task_name)
   examples = [
-      (task.name, example) for task in seqio.get_subtasks(task_or_mixture)
+      (task, example) for task in seqio.get_subtasks(task_or_mixture)
       for example in _examples(task, tokens, examples_per_task)]
   ids = np.zeros(
       [-len(examples) % batch_size + len(examples), sequence_length["inputs"]],
@@ -60,12 +60,12 @@ def fill_blanks(
   outputs = mtf_utils.decode(
       estimator, input_fn, vocabulary, checkpoint_path=checkpoint_path)
   found = []
-  for (name, example), output in zip(examples, outputs, strict=False):
-    text = example["inputs_pretokenized"].decode()
-    found.append({
-        "task": name, "text": text,
-        "model": merge(text, str(output)),
-        "truth": merge(text, example["targets_pretokenized"].decode())})
+  for (task, example), output in zip(examples, outputs, strict=False):
+    text, truth = (
+        task.output_features[name].vocabulary.decode(example[name].tolist())
+        for name in ("inputs", "targets"))
+    found.append({"task": task.name, "text": text, "truth": merge(text, truth),
+                  "model": merge(text, str(output))})
     print(f"\n{found[-1]['model']}\n  was: {found[-1]['truth']}")
   with open(os.path.join(estimator.model_dir, BLANKS_FILE), "w") as f:
     json.dump(found, f, indent=1)

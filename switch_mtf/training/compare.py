@@ -1,8 +1,8 @@
 """Trains several models in the same way and reports which is better.
 
 A `train_model_fn` that trains nothing itself: for each model and seed it starts
-`run_t5.py` again with that model's gin file, so every number in the report comes
-from a run that a user can start alone. What is finished is not run again.
+`run_t5.py` again with that model's gin file, so every number in the report
+comes from a run that a user can start alone. What is finished is not run again.
 """
 
 import json
@@ -60,8 +60,8 @@ def compare(
     _run(command, directory)
     ran += 1
   print(f"{ran} runs in {duration(time.time() - start)}." if ran else
-        f"All {len(jobs)} runs were finished: drawing the report again. Another "
-        "--model_dir starts anew.", file=sys.stderr)
+        f"All {len(jobs)} runs were finished: drawing the report again. "
+        "Another --model_dir starts anew.", file=sys.stderr)
   print(report.write(model_dir, title, list(models), list(seeds)))
 
 

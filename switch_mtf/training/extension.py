@@ -109,5 +109,7 @@ def _extend_eval(spec):
       found[name] = tf.metrics.mean_tensor(value)
     return found
 
-  return spec._replace(
-      eval_metrics=(with_layers, [*tensors, *layers.values()]))
+  # Not spec._replace: a TPUEstimatorSpec notes its metrics in its constructor.
+  return type(spec)(**{
+      **spec._asdict(),
+      "eval_metrics": (with_layers, [*tensors, *layers.values()])})

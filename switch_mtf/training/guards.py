@@ -1,6 +1,7 @@
 """Refuses a run that cannot work, before it costs time, in words that help."""
 
 import difflib
+import inspect
 import os
 import re
 import shutil
@@ -103,9 +104,8 @@ def _configurables() -> list[str]:
 
 def _parameters(name: str) -> list[str]:
   """Names of the parameters of a configurable."""
-  wrapper = gin.config._REGISTRY.get_match(name)
-  signature = gin.config._get_cached_arg_spec(wrapper.wrapper)
-  return [*signature.args, *signature.kwonlyargs]
+  wrapped = gin.config._REGISTRY.get_match(name).wrapped
+  return list(inspect.signature(wrapped).parameters)
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -125,6 +125,8 @@ def _read_events(directory: str) -> dict[int, dict[str, Any]]:
   for path in sorted(glob.glob(os.path.join(directory, "events.out.*"))):
     for event in tf.train.summary_iterator(path):
       for value in event.summary.value:
+        if value.tag == "checkpoint_path":
+          continue
         number = (value.simple_value if value.HasField("simple_value")
                   else tf.make_ndarray(value.tensor))
         found.setdefault(event.step, {})[value.tag] = number

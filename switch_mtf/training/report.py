@@ -90,9 +90,7 @@ def summarize(
   figures = {m: {
       "neg_log_perplexity": [
           runs[m, s]["validation"][-1]["neg_log_perplexity"] for s in seeds],
-      "tokens_per_second": [
-          float(np.median([r["tokens_per_second"] for r in runs[m, s]["train"]]))
-          for s in seeds],
+      "tokens_per_second": [_speed(runs[m, s]["train"]) for s in seeds],
   } for m in models}
   base = np.array(figures[models[0]]["neg_log_perplexity"])
   gains = {}
@@ -104,6 +102,11 @@ def summarize(
         "spread": float(max(np.ptp(own), np.ptp(base)))}
   return {"steps": runs[models[0], seeds[0]]["validation"][-1]["step"],
           "seeds": seeds, "models": figures, "gains": gains}
+
+
+def _speed(train: list[dict[str, Any]]) -> float:
+  """Median tokens per second over the records of a run."""
+  return float(np.median([r["tokens_per_second"] for r in train]))
 
 
 def verdict(result: dict[str, Any]) -> str:
@@ -228,7 +231,7 @@ def source_of(name: str, evaluations: list[dict[str, Any]]) -> str:
 
 
 def _readable(key: str) -> str:
-  """'encoder/block_000/layer_003/expert_load' -> 'encoder, block 0, layer 3'."""
+  """'encoder, block 0, layer 3' of 'encoder/block_000/layer_003/...'."""
   stack, block, layer, _ = key.split("/")
   return (f"{stack}, block {int(block[-3:])}, layer {int(layer[-3:])}")
 
@@ -252,9 +255,10 @@ def _write_markdown(
     if found:
       parts.append(f"## What {model} writes into blanks\n\n" + "\n".join(
           f"- model: {b['model']}\n  text: {b['truth']}" for b in found))
-  configs = "\n".join(
-      f"- {model}: `{os.path.relpath(runs[model, seeds[0]]['directory'], folder)}"
-      "/operative_config.gin`" for model in models)
+  directories = {
+      m: os.path.relpath(runs[m, seeds[0]]["directory"], folder) for m in models}
+  configs = "\n".join(f"- {m}: `{directory}/operative_config.gin`"
+                      for m, directory in directories.items())
   parts.append(f"## What was chosen\n\n{configs}")
   with open(os.path.join(folder, "report.md"), "w") as f:
     f.write("\n\n".join(parts) + "\n")

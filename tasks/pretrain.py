@@ -1,0 +1,121 @@
+"""Pre-training tasks: T5's span corruption on text that anyone can have.
+
+Every task builds its examples exactly as T5's own C4 task does: 15 % of the
+tokens are masked, in spans of 3 on average, and the model writes what stood
+there. Only the text and the vocabulary differ.
+
+Span corruption joins passages of different sources into one example. To measure
+which expert takes which source there is, for each source, a task whose examples
+hold nothing else: `<task>_<source>`; the mixture `<task>_by_source` joins them.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+from t5.data import preprocessors
+
+from tasks import local_text, mixed, text, vocabularies
+from tasks.metrics import span_scores
+
+
+def keep_source(dataset: tf.data.Dataset, source: str) -> tf.data.Dataset:
+  """Keeps the passages of one source."""
+  return dataset.filter(lambda ex: tf.equal(ex["source"], source))
+
+
+def add_readable_targets(
+    dataset: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature],
+) -> tf.data.Dataset:
+  """Adds targets as text, which evaluation compares with what is decoded.
+
+  T5's task has no text to compare with, because tokens are joined and cut
+  before they are masked. Training drops what is not an output feature, so the
+  inputs, four times as long, are not worth decoding for each step.
+  """
+  decode = output_features["targets"].vocabulary.decode_tf
+
+  def readable(example):
+    return example | {"targets_pretokenized": decode(example["targets"])}
+
+  return dataset.map(readable, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def add_span_corruption(
+    name: str,
+    source: seqio.DataSource,
+    vocabulary: seqio.Vocabulary,
+    only_source: str | None = None,
+) -> None:
+  """Registers a task with the steps of T5's `c4_v220_span_corruption`.
+
+  The metric is there because evaluation skips tasks that have none; what
+  pre-training is judged by is the loss.
+
+  Args:
+    name: of the task.
+    source: gives examples with a feature "text".
+    vocabulary: for inputs and targets.
+    only_source: if set, keep passages of this source alone.
+  """
+  first = ([functools.partial(keep_source, source=only_source)]
+           if only_source else [])
+  seqio.TaskRegistry.add(
+      name,
+      source=source,
+      preprocessors=[
+          *first,
+          functools.partial(
+              preprocessors.rekey,
+              key_map={"inputs": None, "targets": "text"}),
+          seqio.preprocessors.tokenize,
+          seqio.CacheDatasetPlaceholder(),
+          preprocessors.span_corruption,
+          seqio.preprocessors.append_eos_after_trim,
+          add_readable_targets,
+      ],
+      output_features={
+          "inputs": seqio.Feature(vocabulary, add_eos=True, required=False),
+          "targets": seqio.Feature(vocabulary, add_eos=True),
+      },
+      metric_fns=[span_scores])
+
+
+def add_corpus(
+    corpus: str,
+    source: Callable[[], seqio.DataSource],
+    vocabulary_of: Mapping[str, seqio.Vocabulary],
+    sources: Sequence[str],
+) -> None:
+  """Registers a corpus' tasks: one a vocabulary, one for each source.
+
+  Args:
+    corpus: prefix of the names.
+    source: makes the data source.
+    vocabulary_of: suffix of the name -> vocabulary.
+    sources: values of the feature "source".
+  """
+  for suffix, vocabulary in vocabulary_of.items():
+    name = f"{corpus}_span_corruption{suffix}"
+    add_span_corruption(name, source(), vocabulary)
+    for only in sources:
+      add_span_corruption(f"{name}_{only}", source(), vocabulary, only)
+    seqio.MixtureRegistry.add(
+        f"{name}_by_source", [f"{name}_{only}" for only in sources],
+        default_rate=1)
+
+
+add_corpus(
+    "public_domain", text.public_domain_text,
+    {"": vocabularies.T5, "_1k": vocabularies.SMALL_1K,
+     "_4k": vocabularies.SMALL_4K},
+    text.SOURCES)
+add_corpus(
+    "mixed_english", mixed.mixed_english,
+    {"": vocabularies.T5, "_4k": vocabularies.SMALL_4K},
+    mixed.SOURCES)
+add_span_corruption(
+    "local_text_span_corruption", local_text.local_text_source(),
+    local_text.LocalVocabulary())

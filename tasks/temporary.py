@@ -1,0 +1,59 @@
+"""Temporary directories that a killed process cannot leave behind for ever."""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def temporary_directory(parent: str, name: str) -> Iterator[str]:
+  """Gives a fresh directory in `parent`, out of which a rename is atomic.
+
+  It is removed in the end. What processes that no longer run have left under
+  the same name is removed first.
+
+  Args:
+    parent: where to make it; made if missing.
+    name: beginning of its name, the same in every run.
+
+  Yields:
+    The path.
+
+  Raises:
+    ValueError: if `parent` cannot be written.
+  """
+  prefix = f"{name}.partial-{socket.gethostname()}-"
+  try:
+    os.makedirs(parent, exist_ok=True)
+    _remove_leftovers(parent, prefix)
+    path = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent)
+  except OSError as e:
+    raise ValueError(
+        "cache_dir: the cache directory must be writable, with "
+        f"path={parent}, error={e.strerror!r}. Set tasks.cache_dir.path = "
+        "'<directory>', or the environment variable SWITCH_MTF_CACHE.") from e
+  try:
+    yield path
+  finally:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_leftovers(parent: str, prefix: str) -> None:
+  for entry in os.listdir(parent):
+    process = entry.removeprefix(prefix).split("-")[0]
+    if entry.startswith(prefix) and not _is_running(process):
+      shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+
+
+def _is_running(process: str) -> bool:
+  """Says whether a process of this machine still runs."""
+  try:
+    os.kill(int(process), 0)
+  except (ProcessLookupError, ValueError):
+    return False
+  except PermissionError:
+    return True
+  return True

@@ -1,0 +1,160 @@
+import os
+import types
+
+import gin
+import mesh_tensorflow as mtf
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import lower
+
+import tasks  # noqa: F401
+from switch_mtf.layers import switch_ffn  # noqa: F401
+from switch_mtf.training import guards
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def test_missing_gin_file_names_the_nearest():
+  with pytest.raises(ValueError, match="nearest: gin/models/mini.gin") as error:
+    guards.check_gin_files(["gin/models/mimi.gin"], [ROOT])
+  assert "--gin_file must be an existing file" in str(error.value)
+  assert "gin_file=gin/models/mimi.gin" in str(error.value)
+
+
+def test_gin_file_that_is_a_folder():
+  with pytest.raises(ValueError, match="--gin_file must be readable"):
+    guards.check_gin_files(["gin/models"], [ROOT])
+
+
+def test_gin_file_that_is_not_text(tmp_path):
+  path = tmp_path / "broken.gin"
+  path.write_bytes(b"\xff\xfe\x00x")
+  with pytest.raises(ValueError, match="it is not UTF-8 text"):
+    guards.check_gin_files([str(path)], [])
+
+
+def test_existing_gin_file_passes():
+  guards.check_gin_files(["gin/models/mini.gin"], [ROOT])
+
+
+@pytest.mark.parametrize("binding, text", [
+    ("SwitchFN.num_experts = 4",
+     "a binding must name a configurable, with name=SwitchFN, nearest: "
+     "SwitchFFN"),
+    ("SwitchFFN.num_expert = 4",
+     "a binding must name a parameter of SwitchFFN, with "
+     "parameter=num_expert, nearest: num_experts"),
+])
+def test_unknown_binding_names_the_nearest(binding, text):
+  with pytest.raises(ValueError) as error:
+    gin.parse_config(binding)
+  readable = guards.readable(error.value)
+  assert text in readable
+  assert "line 1" in readable
+
+
+def test_unknown_task_names_the_nearest():
+  import seqio
+  with pytest.raises(ValueError) as error:
+    seqio.get_mixture_or_task("public_domain_span_coruption_1k")
+  readable = guards.readable(error.value)
+  assert "mixture_or_task_name=public_domain_span_coruption_1k" in readable
+  assert "nearest: public_domain_span_corruption_1k" in readable
+  assert "MIXTURE_NAME" in readable
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+  assert guards.readable(ValueError("too many values to unpack")) is None
+
+
+def test_gins_call_stack_is_left_out():
+  error = ValueError("SwitchFFN: group_size must divide.\n  In call to "
+                     "configurable 'run' (<function run at 0x7f>)")
+  assert guards.readable(error) == "SwitchFFN: group_size must divide."
+
+
+def test_unwritable_model_dir_is_refused_and_leaves_nothing(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("mine")
+  with pytest.raises(ValueError, match="must be a folder that can be written"):
+    guards.check_model_dir(str(file / "below"))
+  assert file.read_text() == "mine"
+  assert os.listdir(tmp_path) == ["file"]
+
+
+def test_full_model_dir_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+  def full(*unused_args, **unused_kwargs):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(guards.tempfile, "TemporaryFile", full)
+  with pytest.raises(ValueError, match="No space left on device"):
+    guards.check_model_dir(str(tmp_path / "new"))
+  assert os.listdir(tmp_path) == []
+
+
+def test_room_for_checkpoints(tmp_path, monkeypatch):
+  # 1000 float32 = 4 kB a checkpoint; keeping 2 needs 3 for a moment = 12 kB.
+  variable = tf.get_variable("v", [1000])
+  free = types.SimpleNamespace(free=12_000)
+  monkeypatch.setattr(guards.shutil, "disk_usage", lambda _: free)
+  guards.check_room(str(tmp_path), [variable], keep=2)
+  free.free = 11_999
+  with pytest.raises(ValueError, match="keep_checkpoint_max=2") as error:
+    guards.check_room(str(tmp_path), [variable], keep=2)
+  assert "lower utils.run.keep_checkpoint_max" in str(error.value)
+
+
+def save(directory, names_and_shapes):
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name, shape in names_and_shapes.items():
+      tf.get_variable(name, shape)
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, os.path.join(directory, "model.ckpt"), 7)
+
+
+DENSE = {"encoder/layer_001/DenseReluDense/wi/kernel": [4, 8]}
+SWITCH = {"encoder/layer_001/SwitchFFN/wi/kernel": [2, 4, 8],
+          "encoder/layer_001/SwitchFFN/router/kernel": [4, 2]}
+
+
+@pytest.mark.parametrize("stored, wanted, texts", [
+    (DENSE, SWITCH,
+     ["missing there (2): encoder/layer_001/SwitchFFN/router/kernel",
+      "only there (1): encoder/layer_001/DenseReluDense/wi/kernel",
+      "a dense model's checkpoint, and a Switch model now"]),
+    (SWITCH, DENSE, ["a Switch model's checkpoint, and a dense model now"]),
+    (SWITCH, {**SWITCH, "encoder/layer_001/SwitchFFN/router/kernel": [4, 3]},
+     ["different shapes (1): encoder/layer_001/SwitchFFN/router/kernel is "
+      "[4, 2] there and [4, 3] here", "SwitchFFN.num_experts differs"]),
+    ({"shared/embedding": [10, 4]}, {"shared/embedding": [12, 4]},
+     ["another vocabulary, or d_model differs"]),
+    ({"a": [1]}, {"a": [1], "a_slot_v": [1]}, ["another utils.run.optimizer"]),
+])
+def test_checkpoint_of_another_model(tmp_path, stored, wanted, texts):
+  save(str(tmp_path), stored)
+  variables = [tf.get_variable(n, shape) for n, shape in wanted.items()]
+  with pytest.raises(ValueError) as error:
+    guards.check_checkpoint(str(tmp_path), variables)
+  for text in texts:
+    assert text in str(error.value)
+
+
+def test_checkpoint_of_this_model_passes(tmp_path):
+  guards.check_checkpoint(str(tmp_path), [])
+  save(str(tmp_path), {**SWITCH, "encoder/layer_001/x_slot_v": [1]})
+  guards.check_checkpoint(
+      str(tmp_path), [tf.get_variable(n, s) for n, s in SWITCH.items()])
+
+
+def test_mesh_that_does_not_divide(new_mesh):
+  mesh = new_mesh()
+  mtf.zeros(mesh, [mtf.Dimension("batch", 8), mtf.Dimension("d_ff", 30)])
+  with pytest.raises(ValueError) as error:
+    lower(mesh, "data:2,model:4", "batch:data,d_ff:model")
+  better = str(guards.explain_mesh_error(
+      error.value, mtf.convert_to_shape("data:2,model:4"),
+      mtf.convert_to_layout_rules("batch:data,d_ff:model")))
+  assert "dimension d_ff=30, mesh axis model=4" in better
+  assert "Give d_ff the size 28 or 32" in better
+  assert "or model one of 2, 3, 5, 6" in better
+  assert "utils.run.layout_rules" in better

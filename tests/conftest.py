@@ -34,6 +34,11 @@ def make_context(
       model=types.SimpleNamespace(layout=layout, mesh_shape=mesh_shape))
 
 
+def constant(mesh, values, dims):
+  """An array as a constant mtf tensor."""
+  return mtf.import_tf_tensor(mesh, tf.constant(values), mtf.Shape(dims))
+
+
 def lower(mesh, mesh_shape="", layout=""):
   """Lowers the graph of `mesh`; the mesh's processors share this CPU."""
   mesh_shape = mtf.convert_to_shape(mesh_shape)
@@ -64,6 +69,84 @@ def evaluate(lowering, tensors, weights=None, feed=None):
 def recorded_metrics():
   """Name to tf.Tensor of what the layers recorded in this graph."""
   return dict(tf.get_collection(summaries.METRICS_COLLECTION))
+
+
+class BuiltLayer:
+  """A feed-forward layer in a graph of its own, built once, run many times.
+
+  A call returns a dict: y; loss, what the layer added to the model's; the
+  metrics by name; and with gradients=True, for each variable ("wi/kernel") and
+  "x", "d <name>": the gradient of sum(y * dy) + loss.
+  """
+
+  def __init__(self, layer, x_shape, *, mode="train", mesh_shape="", layout="",
+               gradients=False, scope="block_000/layer_001/SwitchFFN"):
+    self.graph, self._inputs, self._scope = tf.Graph(), {}, scope
+    mesh = mtf.Mesh(mtf.Graph(), "mesh")
+    x_shape = mtf.convert_to_shape(x_shape)
+    with self.graph.as_default():
+      self._step = tf.train.get_or_create_global_step()
+      x = self._input(mesh, "x", x_shape.dims)
+      real = self._input(mesh, "real", x_shape.dims[:-1])
+      dy = self._input(mesh, "dy", x_shape.dims)
+      context = make_context(
+          mesh, mode=mode, nonpadding=real,
+          layout=mtf.convert_to_layout_rules(layout),
+          mesh_shape=mtf.convert_to_shape(mesh_shape))
+      # Upstream's layer reads these as well.
+      context.length_dim = mtf.Dimension("length", x_shape.dims[-2].size)
+      context.input_embeddings = None
+      context.model.model_dim, context.model.ensemble_dim = x_shape[-1], None
+      with tf.variable_scope(scope):
+        y = layer.call(context, x)
+      loss, = context.losses
+      found = {"y": y, "loss": loss}
+      self.variables = {
+          v.name[len(scope) + 1:]: v.outputs[0]
+          for v in mesh.graph.trainable_variables}
+      if gradients:
+        inputs = {"x": x, **self.variables}
+        found |= zip((f"d {name}" for name in inputs), mtf.gradients(
+            [mtf.reduce_sum(y * dy) + loss], list(inputs.values())),
+            strict=True)
+      self._run(lower(mesh, mesh_shape, layout), found)
+
+  def _input(self, mesh, name, dims):
+    """A placeholder as an mtf tensor."""
+    shape = mtf.Shape(dims)
+    self._inputs[name] = tf.placeholder(tf.float32, shape.to_integer_list)
+    return mtf.import_tf_tensor(mesh, self._inputs[name], shape)
+
+  def _run(self, lowering, found):
+    """Prepares the session."""
+    self.counters = lowering.counters
+    self._outputs = {
+        name: lowering.export_to_tf_tensor(t) for name, t in found.items()}
+    self._outputs |= {
+        name.split("/")[-1]: t for name, t in recorded_metrics().items()}
+    self._start = lowering.copy_masters_to_slices()
+    # Graphs this small take longer to optimise than to run.
+    config = tf.ConfigProto(
+        intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    self._session = tf.Session(config=config)
+    self._session.run(tf.global_variables_initializer())
+
+  def __call__(self, weights, x, real=None, dy=None, step=0):
+    """Runs the layer with `weights`, all of them, at global step `step`."""
+    given = {"x": x, "real": np.ones(x.shape[:-1]) if real is None else real,
+             "dy": np.zeros(x.shape) if dy is None else dy}
+    with self.graph.as_default():
+      assert set(weights) == set(self.variables)
+      for name, value in weights.items():
+        variable, = [v for v in tf.global_variables()
+                     if v.op.name == f"{self._scope}/{name}"]
+        variable.load(value, self._session)
+      self._step.load(step, self._session)
+      self._session.run(self._start)
+      return self._session.run(self._outputs, {
+          placeholder: given[name]
+          for name, placeholder in self._inputs.items()})
 
 
 def random_weights(rng, *, model=6, hidden=8, experts=4):

@@ -2,8 +2,8 @@
 
 Two dispatchers with one contract, equal to float rounding forward and
 backward. `EinsumDispatcher` multiplies by one-hot masks, as the paper does: on
-TPU that is fast and a gather is not. `GatherDispatcher` moves rows by index, for
-CPU and GPU. Each direction has one all-to-all, `to_experts_side` or
+TPU that is fast and a gather is not. `GatherDispatcher` moves rows by index,
+for CPU and GPU. Each direction has one all-to-all, `to_experts_side` or
 `to_groups_side`, and there is no other communication here.
 """
 

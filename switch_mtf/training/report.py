@@ -255,8 +255,8 @@ def _write_markdown(
     if found:
       parts.append(f"## What {model} writes into blanks\n\n" + "\n".join(
           f"- model: {b['model']}\n  text: {b['truth']}" for b in found))
-  directories = {
-      m: os.path.relpath(runs[m, seeds[0]]["directory"], folder) for m in models}
+  directories = {m: os.path.relpath(runs[m, seeds[0]]["directory"], folder)
+                 for m in models}
   configs = "\n".join(f"- {m}: `{directory}/operative_config.gin`"
                       for m, directory in directories.items())
   parts.append(f"## What was chosen\n\n{configs}")

@@ -7,6 +7,7 @@ under which condition it can be deleted.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import sys
@@ -165,12 +166,19 @@ def open_model_fn() -> None:
   if getattr(upstream, "opened_by_switch_mtf", False):
     return
 
+  @functools.wraps(upstream)
   def tpu_estimator_model_fn(*args, **kwargs):
     model_fn = upstream(*args, **kwargs)
     call = inspect.signature(upstream).bind(*args, **kwargs).arguments
 
     def opened(features, labels, mode, params=None, config=None):
       run = _model_run(mode, features, call)
+      if not run.use_tpu and not tf.resource_variables_enabled():
+        raise ValueError(
+            "switch_mtf: variables must be resource variables on CPU and GPU, "
+            "with resource_variables_enabled=False. Call "
+            "switch_mtf.compat.use_resource_variables() after "
+            "tf.disable_v2_behavior().")
       for extension in _extensions:
         extension.before_graph(run)
       try:

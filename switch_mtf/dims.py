@@ -9,7 +9,7 @@
   S       group             a token of the group               never
   E       experts           an expert                          experts:...
   C       expert_capacity   a slot of an expert                never
-  X       expert_tokens     a slot of an expert, all groups    never
+  X       expert_tokens     a slot of an expert, all groups    as G, or never
   F       d_ff              a hidden unit                      d_ff:...
   K       choices           a token's k-th expert              never
 
@@ -76,6 +76,10 @@ class MoeDims:
     capacity_dim: C, slots of an expert for one group.
     ff_dim: F, hidden units of an expert.
     choices_dim: K, experts that a token may choose.
+    groups_stay: whether a group's slots stay on the processors that hold the
+      group while the experts are applied. They do unless the experts are split
+      by the mesh axis that splits the groups; then they go to their expert by
+      an all-to-all.
   """
 
   outer_batch_dim: mtf.Dimension
@@ -86,6 +90,7 @@ class MoeDims:
   capacity_dim: mtf.Dimension
   ff_dim: mtf.Dimension
   choices_dim: mtf.Dimension
+  groups_stay: bool = True
 
   @classmethod
   def create(
@@ -115,7 +120,7 @@ class MoeDims:
       num_experts: experts of the layer.
       hidden_size: hidden units of one expert.
       group_size: tokens of a group. A call with fewer tokens is one group.
-      capacity_factor: slots of all experts over tokens, 1.0 or more.
+      capacity_factor: slots of all experts over tokens.
       min_capacity: lower bound of an expert's slots for one group.
       num_choices: experts per token.
       decoding: True where `x` is one position of each sequence.
@@ -135,19 +140,17 @@ class MoeDims:
     batch_dim = x_shape.get_dim_by_name("batch")
     tokens = x_shape.size // model_dim.size // outer_batch_dim.size
 
-    def ways(dim: mtf.Dimension) -> int:
-      if layout is None or mesh_shape is None:
-        return 1
-      return mtf.tensor_dim_to_mesh_dim_size(layout, mesh_shape, dim)
-
     experts_dim = mtf.Dimension("experts", num_experts)
-    _check_experts(num_experts, ways(experts_dim))
+    batch_axis, batch_ways = _mesh_axis(batch_dim, layout, mesh_shape)
+    experts_axis, experts_ways = _mesh_axis(experts_dim, layout, mesh_shape)
+    _check_experts(num_experts, experts_ways)
+    _check_tokens(tokens, batch_ways, batch_dim.name)
     if decoding:
-      num_groups = ways(batch_dim)
+      num_groups = batch_ways
       capacity = tokens // num_groups
     else:
+      _check_groups(tokens, group_size, batch_ways, batch_dim.name)
       group_size = min(group_size, tokens)
-      _check_groups(tokens, group_size, ways(batch_dim), batch_dim.name)
       num_groups = tokens // group_size
       capacity = expert_capacity(
           group_size, num_experts, capacity_factor, min_capacity)
@@ -159,7 +162,8 @@ class MoeDims:
         experts_dim=experts_dim,
         capacity_dim=mtf.Dimension("expert_capacity", capacity),
         ff_dim=mtf.Dimension("d_ff", hidden_size),
-        choices_dim=mtf.Dimension("choices", num_choices))
+        choices_dim=mtf.Dimension("choices", num_choices),
+        groups_stay=experts_axis is None or experts_axis != batch_axis)
 
   @property
   def experts_unsplit_dim(self) -> mtf.Dimension:
@@ -167,15 +171,17 @@ class MoeDims:
     return unsplit(self.experts_dim)
 
   @property
-  def num_groups_unsplit_dim(self) -> mtf.Dimension:
-    """G while the experts are split: not split itself."""
-    return unsplit(self.num_groups_dim)
+  def num_groups_at_experts_dim(self) -> mtf.Dimension:
+    """G while the experts are split."""
+    return (self.num_groups_dim if self.groups_stay
+            else unsplit(self.num_groups_dim))
 
   @property
   def expert_tokens_dim(self) -> mtf.Dimension:
-    """X, the slots of an expert over all groups."""
+    """X, the slots of an expert over all groups; split as its groups are."""
     return mtf.Dimension(
-        "expert_tokens", self.num_groups_dim.size * self.capacity_dim.size)
+        self.num_groups_dim.name if self.groups_stay else "expert_tokens",
+        self.num_groups_dim.size * self.capacity_dim.size)
 
   @property
   def OG(self) -> list[mtf.Dimension]:  # noqa: N802
@@ -214,6 +220,20 @@ class MoeDims:
     return [self.experts_dim, *replicas, self.expert_tokens_dim, self.model_dim]
 
 
+def _mesh_axis(
+    dim: mtf.Dimension,
+    layout: mtf.LayoutRules | str | None,
+    mesh_shape: mtf.Shape | str | None,
+) -> tuple[int | None, int]:
+  """The mesh axis that splits a dimension, and into how many parts."""
+  if layout is None or mesh_shape is None:
+    return None, 1
+  mesh_shape = mtf.convert_to_shape(mesh_shape)
+  axis = mtf.convert_to_layout_rules(layout).tensor_dimension_to_mesh_axis(
+      dim, mesh_shape)
+  return axis, 1 if axis is None else mesh_shape.dims[axis].size
+
+
 def _check_experts(num_experts: int, ways: int) -> None:
   """Raises ValueError unless each processor gets the same number of experts."""
   if num_experts % ways:
@@ -226,18 +246,22 @@ def _check_experts(num_experts: int, ways: int) -> None:
         "utils.run.mesh_shape.")
 
 
-def _check_groups(
-    tokens: int, group_size: int, ways: int, batch_name: str
-) -> None:
-  """Raises ValueError unless the groups fill each processor exactly."""
-  if tokens % ways == 0 and (tokens // ways) % group_size == 0:
-    return
+def _check_tokens(tokens: int, ways: int, batch_name: str) -> None:
+  """Raises ValueError unless each processor gets the same number of tokens."""
   if tokens % ways:
     raise ValueError(
         f"SwitchFFN: the mesh axis that splits '{batch_name}' must divide the "
         f"tokens, with tokens={tokens}, axis size={ways}. Change "
         "utils.run.batch_size or utils.run.mesh_shape.")
+
+
+def _check_groups(
+    tokens: int, group_size: int, ways: int, batch_name: str
+) -> None:
+  """Raises ValueError unless the groups fill each processor exactly."""
   per_processor = tokens // ways
+  if per_processor % min(group_size, tokens) == 0:
+    return
   raise ValueError(
       "SwitchFFN: group_size must divide the tokens of each processor, with "
       f"tokens={tokens}, mesh axis '{batch_name}'={ways}, "

@@ -200,17 +200,17 @@ def disk() -> Iterator[Finding]:
                      "make room, or set --model_dir to another disk")
 
 
-def tfds_cache() -> Iterator[Finding]:
-  """TFDS prepares its data sets here; the bundled tasks do without."""
+def cache() -> Iterator[Finding]:
+  """The tasks prepare their data sets here when they are first used."""
   folder = pathlib.Path(os.path.expanduser(
-      os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
+      os.environ.get("SWITCH_MTF_CACHE") or "~/.cache/switch_mtf"))
   existing = next(p for p in (folder, *folder.parents) if p.exists())
   try:
     with tempfile.TemporaryFile(dir=existing):
-      yield Finding("ok", "tfds_cache", f"{folder} can be written")
+      yield Finding("ok", "cache", f"{folder} can be written")
   except OSError as error:
-    yield Finding("warn", "tfds_cache", f"{folder}: {error.strerror}",
-                  "set TFDS_DATA_DIR to a folder that can be written")
+    yield Finding("FAIL", "cache", f"{folder}: {error.strerror}",
+                  "set SWITCH_MTF_CACHE to a folder that can be written")
 
 
 def upstream() -> Iterator[Finding]:
@@ -327,7 +327,7 @@ def vocabularies() -> Iterator[Finding]:
 
 
 MACHINE: tuple[Check, ...] = (
-    python, packages, owners, cpu, memory, disk, tfds_cache)
+    python, packages, owners, cpu, memory, disk, cache)
 # These only say something once `upstream` has passed.
 RUN: tuple[Check, ...] = (devices, mesh, tasks, vocabularies)
 

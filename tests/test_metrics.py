@@ -21,11 +21,11 @@ def test_read_leaves_out_a_line_cut_short(tmp_path):
   assert len(metrics.read(str(tmp_path), "train")) == 1
 
 
-def test_arrays_become_lists_of_seven_digits(tmp_path):
+def test_arrays_become_lists_of_nine_digits(tmp_path):
   metrics.append(
       str(tmp_path), {"load": np.array([1 / 3], np.float32), "n": np.int64(3)})
   line = (tmp_path / metrics.METRICS_FILE).read_text()
-  assert json.loads(line) == {"load": [0.3333333], "n": 3}
+  assert json.loads(line) == {"load": [0.333333343], "n": 3}
 
 
 def test_scalars_of_short_and_long_vectors():

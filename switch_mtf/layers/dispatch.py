@@ -20,6 +20,9 @@ from switch_mtf.layers.routing import Routing
 def to_experts_side(x_EOGCM: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
   """Splits over experts what was split over groups: all-to-all number one.
 
+  Where experts are not split, or by another mesh axis than groups, this is
+  local: each processor keeps the slots of its groups.
+
   Args:
     x_EOGCM: [experts_unsplit, outer_batch, batch, expert_capacity, d_model].
     dims: sizes.
@@ -30,7 +33,7 @@ def to_experts_side(x_EOGCM: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
       expert_tokens where experts are replicated.
   """
   here_EOGCM = mtf.reshape(x_EOGCM, [
-      dims.experts_dim, dims.outer_batch_dim, dims.num_groups_unsplit_dim,
+      dims.experts_dim, dims.outer_batch_dim, dims.num_groups_at_experts_dim,
       dims.capacity_dim, dims.model_dim])
   return mtf.reshape(here_EOGCM, dims.EXM)
 
@@ -38,10 +41,11 @@ def to_experts_side(x_EOGCM: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
 def to_groups_side(y_EXM: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
   """Splits over groups what was split over experts: all-to-all number two.
 
-  The inverse of `to_experts_side`; same shapes.
+  The inverse of `to_experts_side`; same shapes. Where experts are split by
+  another mesh axis than groups, it gathers the results over that axis.
   """
   here_EOGCM = mtf.reshape(y_EXM, [
-      dims.experts_dim, dims.outer_batch_dim, dims.num_groups_unsplit_dim,
+      dims.experts_dim, dims.outer_batch_dim, dims.num_groups_at_experts_dim,
       dims.capacity_dim, dims.model_dim])
   return mtf.reshape(here_EOGCM, _slots(dims))
 

@@ -113,9 +113,11 @@ class Router(abc.ABC):
     if context.train and self.jitter:
       noise_OGSM = stateless.uniform(x_OGSM.mesh, dims.OGSM, "jitter")
       x_OGSM *= 1.0 + self.jitter * (2.0 * noise_OGSM - 1.0)
+    stored = context.variable_dtype
     return mtf.layers.dense(
         x_OGSM, [dims.experts_unsplit_dim], reduced_dims=[dims.model_dim],
-        use_bias=False, variable_dtype=context.variable_dtype, name="router")
+        use_bias=False, name="router", variable_dtype=mtf.VariableDType(
+            stored.master_dtype, stored.slice_dtype, tf.float32))
 
 
 @gin.configurable
@@ -233,7 +235,8 @@ def routing_metrics(
     `router_entropy`: [] - mean entropy of the router's distribution, in nats.
     `router_probability`: [] - mean probability of the expert chosen.
   """
-  tokens = mtf.maximum(mtf.reduce_sum(nonpadding_OGS), 1.0)
+  real = mtf.reduce_sum(nonpadding_OGS)
+  tokens = mtf.maximum(real, 1.0)
   load_E = mtf.reduce_sum(
       chosen_OGSE * nonpadding_OGS, output_shape=[dims.experts_unsplit_dim])
   entropy_OGS = -mtf.reduce_sum(
@@ -243,7 +246,7 @@ def routing_metrics(
   prob = mtf.reduce_sum(probs_OGSE * chosen_OGSE * nonpadding_OGS)
   return {
       "expert_load": load_E / tokens,
-      "dropped_fraction": 1.0 - kept / tokens,
+      "dropped_fraction": (real - kept) / tokens,
       "router_entropy": mtf.reduce_sum(entropy_OGS * nonpadding_OGS) / tokens,
       "router_probability": prob / tokens,
   }

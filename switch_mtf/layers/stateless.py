@@ -63,8 +63,9 @@ def _hash_to_uniform(
     index: tf.Tensor, step: tf.Tensor, seed: int, place: int
 ) -> tf.Tensor:
   """Mixes the four 32-bit inputs; see `_mix`."""
-  key = _mix(_mix(tf.bitcast(step, tf.uint32) + tf.constant(
-      seed % 2**32, tf.uint32)) + tf.constant(place, tf.uint32))
+  key = _mix(tf.constant(seed % 2**32, tf.uint32))
+  key = _mix(key + tf.bitcast(step, tf.uint32))
+  key = _mix(key + tf.constant(place, tf.uint32))
   bits = _mix(_mix(tf.bitcast(index, tf.uint32) + key) ^ key)
   high = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
   return tf.cast(high, tf.float32) * 2.0**-24

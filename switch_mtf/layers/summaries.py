@@ -42,12 +42,13 @@ def record(context, metrics: dict[str, mtf.Tensor]) -> None:
     return
   place = layer_place(tf.get_variable_scope().name)
   for name, value in metrics.items():
+    name = f"{place}/{name}" if place else name
     value = mtf.stop_gradient(value)
-    _RecordOperation(f"{place}/{name}", value)
+    _RecordOperation(name, value)
     if not value.shape.dims:
-      mtf.scalar_summary(f"{place}/{name}", value)
+      mtf.scalar_summary(name, value)
 
 
 def layer_place(scope: str) -> str:
   """'encoder/block_000/layer_001/SwitchFFN' without its class name."""
-  return scope.rsplit("/", 1)[0]
+  return scope.rpartition("/")[0]

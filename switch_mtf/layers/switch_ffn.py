@@ -62,6 +62,7 @@ class SwitchFFN(transformer.TransformerLayer):
     """
     _check_range("num_experts", num_experts, num_experts >= 1, "at least 1")
     _check_range("group_size", group_size, group_size >= 1, "at least 1")
+    _check_range("min_capacity", min_capacity, min_capacity >= 1, "at least 1")
     _check_range(
         "dropout_rate", dropout_rate, 0 <= dropout_rate < 1, "in [0, 1)")
     for name, factor in (("capacity_factor_train", capacity_factor_train),

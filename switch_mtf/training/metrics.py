@@ -134,11 +134,11 @@ def _read_events(directory: str) -> dict[int, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-  """Something that json can write; floats keep seven digits."""
+  """Something that json can write; nine digits tell float32s apart."""
   if isinstance(value, np.ndarray):
     return [_plain(v) for v in value.tolist()]
   if isinstance(value, (float, np.floating)):
-    return float(f"{float(value):.7g}")
+    return float(f"{float(value):.9g}")
   if isinstance(value, np.integer):
     return int(value)
   return value

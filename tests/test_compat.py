@@ -1,0 +1,328 @@
+import inspect
+import subprocess
+import sys
+import types
+
+import gin
+import mesh_tensorflow as mtf
+import pytest
+import tensorflow.compat.v1 as tf
+from mesh_tensorflow.transformer import utils
+from tensorflow.python.framework import ops, tensor_conversion_registry
+
+from switch_mtf import compat
+
+# Versions.
+
+
+@pytest.mark.parametrize("python", [(3, 10), (3, 11)])
+@pytest.mark.parametrize("tensorflow", ["2.15.0", "2.15.1"])
+def test_versions_that_work(python, tensorflow):
+  compat.check_versions(python, tensorflow)
+
+
+@pytest.mark.parametrize("python", [(2, 7), (3, 9), (3, 12), (4, 0)])
+def test_python_refused(python):
+  with pytest.raises(ImportError) as error:
+    compat.check_versions(python, "2.15.1")
+  text = str(error.value)
+  assert text.startswith("switch_mtf: Python must be 3.10 or 3.11, with ")
+  assert f"python={python[0]}.{python[1]}." in text
+  assert "python3.11 -m venv" in text
+
+
+@pytest.mark.parametrize("version", ["1.15.5", "2.1.5", "2.14.1", "2.16.0",
+                                     "2.150.0", "3.0.0"])
+def test_tensorflow_refused(version):
+  with pytest.raises(ImportError) as error:
+    compat.check_versions((3, 11), version)
+  text = str(error.value)
+  assert text.startswith("switch_mtf: TensorFlow must be 2.15.x, ")
+  assert f"with tensorflow={version}." in text
+  assert "pip install -r requirements.txt" in text
+
+
+# Imports.
+
+
+def test_registry_is_restored(monkeypatch):
+  monkeypatch.delattr(ops, "register_tensor_conversion_function")
+  compat.restore_tensor_conversion_registry()
+  assert (ops.register_tensor_conversion_function is
+          tensor_conversion_registry.register_tensor_conversion_function)
+
+
+def test_registry_of_an_older_tensorflow_is_left_alone(monkeypatch):
+  monkeypatch.setattr(ops, "register_tensor_conversion_function", "its own")
+  compat.restore_tensor_conversion_registry()
+  assert ops.register_tensor_conversion_function == "its own"
+
+
+def test_torch_model_says_what_is_missing(monkeypatch):
+  monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.delitem(sys.modules, "t5.models.hf_model", raising=False)
+  compat.make_torch_optional()
+  with pytest.raises(ImportError, match="HfPyTorchModel: torch must be "
+                     "installed, .* pip install torch"):
+    sys.modules["t5.models.hf_model"].HfPyTorchModel("t5-base", "model", "cpu")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_torch_stub_only_where_torch_is_missing(monkeypatch, installed):
+  monkeypatch.setattr(compat.importlib.util, "find_spec",
+                      lambda name: object() if installed else None)
+  monkeypatch.delitem(sys.modules, "t5.models.hf_model", raising=False)
+  compat.make_torch_optional()
+  assert ("t5.models.hf_model" in sys.modules) == (not installed)
+
+
+def test_torch_stub_keeps_a_module_already_imported(monkeypatch):
+  module = types.ModuleType("t5.models.hf_model")
+  monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setitem(sys.modules, "t5.models.hf_model", module)
+  compat.make_torch_optional()
+  assert sys.modules["t5.models.hf_model"] is module
+
+
+# Variables.
+
+
+@pytest.fixture
+def variable_kind():
+  """Restores the kind of variables this process makes."""
+  yield
+  compat.use_resource_variables()
+
+
+def is_resource(name):
+  return tf.get_variable(name, shape=[2]).op.type == "VarHandleOp"
+
+
+def test_variables_are_resources():
+  assert tf.resource_variables_enabled()
+  assert is_resource("weight")
+
+
+def test_reference_variables_on_tpu(variable_kind):
+  compat.use_reference_variables_on_tpu()
+  assert not is_resource("on_tpu")
+  compat.use_resource_variables()
+  assert is_resource("on_cpu")
+
+
+def test_disable_v2_behavior_undoes_it():
+  # So T5's own main does: whoever calls it must call the patch again.
+  code = ("from switch_mtf import compat\n"
+          "import tensorflow.compat.v1 as tf\n"
+          "tf.disable_v2_behavior()\n"
+          "print(tf.resource_variables_enabled())\n"
+          "compat.use_resource_variables()\n"
+          "print(tf.resource_variables_enabled())\n")
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True,
+                        text=True, check=True)
+  assert done.stdout.split() == ["False", "True"]
+
+
+# The model_fn.
+
+
+@pytest.fixture
+def extensions(monkeypatch):
+  """No extension but those of the test."""
+  monkeypatch.setattr(compat, "_extensions", [])
+
+
+class Recorder(compat.ModelFnExtension):
+  """Notes when it is called, and adds its name to the spec."""
+
+  def __init__(self, name, events):
+    self.name, self.events = name, events
+
+  def before_graph(self, run):
+    self.run = run
+    self.events.append(f"{self.name} before")
+
+  def finish(self, run, spec):
+    assert run is self.run
+    self.events.append(f"{self.name} finish")
+    return spec + [self.name]
+
+
+ARGUMENTS = dict(
+    model_type="bitransformer", transformer_model=None, vocabulary=None,
+    model_dir="/models/a", use_tpu=False,
+    mesh_shape=mtf.convert_to_shape("b:2"),
+    layout_rules="batch:b", batch_size=4,
+    sequence_length={"inputs": 16, "targets": 8, "unused": 100},
+    autostack=False, keep_checkpoint_max=3, save_checkpoints_steps=10)
+
+
+def open_fake(monkeypatch, model_fn):
+  """Opens a function with upstream's signature that returns `model_fn`."""
+  signature = inspect.signature(gin.get_configurable("tpu_estimator_model_fn"))
+
+  def upstream(*args, **kwargs):
+    return model_fn
+
+  upstream.__signature__ = signature
+  monkeypatch.setattr(utils, "tpu_estimator_model_fn", upstream)
+  compat.open_model_fn()
+  assert utils.tpu_estimator_model_fn is not upstream
+  return utils.tpu_estimator_model_fn
+
+
+def test_model_fn_is_open_once():
+  opened = utils.tpu_estimator_model_fn
+  assert opened.opened_by_switch_mtf
+  compat.open_model_fn()
+  assert utils.tpu_estimator_model_fn is opened
+
+
+def test_extensions_run_in_order(monkeypatch, extensions):
+  events = []
+
+  def model_fn(features, labels, mode, params, config):
+    events.append("model")
+    assert (labels, params, config) == ("labels", {"p": 1}, "config")
+    return [f"{mode} spec"]
+
+  first, second = Recorder("first", events), Recorder("second", events)
+  compat.extend_model_fn(first)
+  compat.extend_model_fn(second)
+  opened = open_fake(monkeypatch, model_fn)(**ARGUMENTS)
+  spec = opened({"inputs": 0, "targets": 0}, "labels", "eval",
+                params={"p": 1}, config="config")
+  assert spec == ["eval spec", "first", "second"]
+  assert events == ["first before", "second before", "model",
+                    "first finish", "second finish"]
+
+
+def test_run_is_described(monkeypatch, extensions):
+  recorder = Recorder("one", [])
+  compat.extend_model_fn(recorder)
+  model_fn = open_fake(monkeypatch, lambda *args, **kwargs: [])
+  model_fn(**ARGUMENTS)({"inputs": 0, "targets": 0}, None, "eval")
+  # 4 sequences of 16 + 8 tokens: no feature is called "unused".
+  assert recorder.run == compat.ModelRun(
+      mode="eval", use_tpu=False, model_dir="/models/a",
+      tokens_per_step=4 * (16 + 8), mesh_shape=ARGUMENTS["mesh_shape"],
+      layout_rules="batch:b", keep_checkpoint_max=3)
+
+
+def test_run_is_described_without_optional_arguments(monkeypatch, extensions):
+  recorder = Recorder("one", [])
+  compat.extend_model_fn(recorder)
+  model_fn = open_fake(monkeypatch, lambda *args, **kwargs: [])
+  model_fn(*ARGUMENTS.values())({"targets": 0}, None, "infer")
+  assert recorder.run.mode == "infer"
+  assert recorder.run.tokens_per_step == 4 * 8
+
+
+def test_upstream_takes_the_arguments_we_read(extensions):
+  class Seen(Exception):
+    pass
+
+  class Stop(compat.ModelFnExtension):
+    def before_graph(self, run):
+      raise Seen(run)
+
+  compat.extend_model_fn(Stop())
+  opened = utils.tpu_estimator_model_fn(**ARGUMENTS)
+  with pytest.raises(Seen):
+    opened({"targets": 0}, None, "eval")
+
+
+class Explainer(compat.ModelFnExtension):
+  """Explains IndexErrors."""
+
+  def explain(self, run, error):
+    return KeyError("better") if isinstance(error, IndexError) else None
+
+
+def raising(error):
+  def model_fn(*args, **kwargs):
+    raise error
+  return model_fn
+
+
+def test_errors_are_explained(monkeypatch, extensions):
+  compat.extend_model_fn(compat.ModelFnExtension())
+  compat.extend_model_fn(Explainer())
+  opened = open_fake(monkeypatch, raising(IndexError("plain")))(**ARGUMENTS)
+  with pytest.raises(KeyError, match="better") as caught:
+    opened({}, None, "eval")
+  assert isinstance(caught.value.__cause__, IndexError)
+
+
+def test_other_errors_pass(monkeypatch, extensions):
+  compat.extend_model_fn(Explainer())
+  opened = open_fake(monkeypatch, raising(OSError("plain")))(**ARGUMENTS)
+  with pytest.raises(OSError, match="plain"):
+    opened({}, None, "eval")
+
+
+# The global step.
+
+
+def counting_graph():
+  """Returns the step, reads of it made before and after, and the increment."""
+  step = tf.train.get_or_create_global_step()
+  before = tf.identity(step)
+  count = step.assign_add(1, read_value=False)
+  after = tf.identity(step)
+  return step, before, count, after
+
+
+def reads_of(step):
+  return [op for op in step.handle.consumers() if op.type == "ReadVariableOp"]
+
+
+def test_step_reads_are_ordered():
+  step, before, count, after = counting_graph()
+  compat.order_step_reads(tf.get_default_graph())
+  assert set(reads_of(step)) <= set(count.control_inputs)
+  with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    for n in range(20):
+      found = session.run([before, after, count])
+      assert found[:2] == [n, n]
+
+
+def test_value_of_the_increment_is_read_after_it():
+  step = tf.train.get_or_create_global_step()
+  new_value = tf.assign_add(step, 1)
+  compat.order_step_reads(tf.get_default_graph())
+  with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    assert session.run(new_value) == 1
+
+
+@pytest.mark.parametrize("mode, use_tpu, ordered", [
+    ("train", False, True), ("train", True, False), ("eval", False, False)])
+def test_only_training_off_tpu_is_ordered(
+    monkeypatch, extensions, mode, use_tpu, ordered):
+  made = []
+
+  def model_fn(*args, **kwargs):
+    made.extend(counting_graph())
+    return []
+
+  arguments = ARGUMENTS | {"use_tpu": use_tpu}
+  open_fake(monkeypatch, model_fn)(**arguments)({"targets": 0}, None, mode)
+  step, _, count, _ = made
+  assert (set(reads_of(step)) <= set(count.control_inputs)) == ordered
+
+
+def test_reference_variables_are_refused(monkeypatch):
+  tf.disable_resource_variables()
+  try:
+    model_fn = utils.tpu_estimator_model_fn(
+        "bitransformer", transformer_model=None, vocabulary=None,
+        model_dir="", use_tpu=None, mesh_shape=mtf.convert_to_shape(""),
+        layout_rules=mtf.convert_to_layout_rules(""), batch_size=1,
+        sequence_length={}, autostack=False, keep_checkpoint_max=1,
+        save_checkpoints_steps=1)
+    with pytest.raises(ValueError, match="must be resource variables"):
+      model_fn({}, None, "train")
+  finally:
+    compat.use_resource_variables()

@@ -1,0 +1,45 @@
+import pytest
+
+from switch_mtf.training import report
+
+
+def runs(dense, switch):
+  """Runs whose last validation figures are given, one a seed."""
+  def one(value):
+    return {"validation": [{"step": 5, "neg_log_perplexity": value}],
+            "train": [{"tokens_per_second": v} for v in (10.0, 30.0, 20.0)]}
+
+  found = {("dense", s): one(v) for s, v in enumerate(dense)}
+  found.update({("switch", s): one(v) for s, v in enumerate(switch)})
+  return found
+
+
+def test_gain_is_paired_by_seed_and_spread_is_the_larger_range():
+  result = report.summarize(
+      runs([-4.0, -4.1], [-3.9, -3.8]), ["dense", "switch"], [0, 1])
+  gains = result["gains"]["switch"]
+  # -3.9 + 4.0 = 0.1 and -3.8 + 4.1 = 0.3; both ranges are 0.1.
+  assert gains["gain"] == pytest.approx([0.1, 0.3])
+  assert gains["mean_gain"] == pytest.approx(0.2)
+  assert gains["spread"] == pytest.approx(0.1)
+  assert result["models"]["dense"]["tokens_per_second"] == [20.0, 20.0]
+
+
+def test_verdict_says_when_the_switch_model_is_worse():
+  result = report.summarize(
+      runs([-4.0], [-4.25]), ["dense", "switch"], [0])
+  text = report.verdict(result)
+  assert ("switch is WORSE than dense by 0.2500 nats a token after 5 steps "
+          "each.") in text
+
+
+def test_source_is_what_the_evaluations_name_adds():
+  names = [{"name": "task_1k_validation_64"},
+           {"name": "task_1k_moby_dick_validation_64"}]
+  assert report.source_of(names[1]["name"], names) == "moby_dick"
+  assert report.source_of(names[0]["name"], names) == ""
+
+
+def test_layer_names_are_readable():
+  assert (report._readable("encoder/block_001/layer_003/expert_load")
+          == "encoder, block 1, layer 3")

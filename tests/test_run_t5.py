@@ -1,0 +1,249 @@
+"""Whole runs of `run_t5.py`, as a user starts them, on a tiny model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from switch_mtf.training import metrics
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = "tests/gin/tiny.gin"
+STEPS = 200
+LAYER = "encoder/block_000/layer_003"
+
+
+def command(model_dir, *flags):
+  return [sys.executable, "run_t5.py", f"--model_dir={model_dir}", *flags]
+
+
+def run(model_dir, *flags):
+  return subprocess.run(
+      command(model_dir, *flags), cwd=ROOT, capture_output=True, text=True,
+      timeout=300)
+
+
+def succeed(model_dir, *flags):
+  done = run(model_dir, *flags)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done
+
+
+def training_flags(steps=STEPS):
+  return [f"--gin_file={TINY}", f"--gin_param=train_steps = {steps}",
+          "--gin_param=progress.record_steps = 1"]
+
+
+def losses(model_dir):
+  return [(r["step"], r["loss"]) for r in metrics.read(str(model_dir), "train")]
+
+
+def weights(model_dir):
+  reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(model_dir)))
+  return {name: reader.get_tensor(name)
+          for name in reader.get_variable_to_shape_map()}
+
+
+def same_weights(one, other):
+  return one.keys() == other.keys() and all(
+      np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A model_dir after `STEPS` steps, and what the run printed."""
+  model_dir = tmp_path_factory.mktemp("runs") / "trained"
+  return model_dir, succeed(model_dir, *training_flags())
+
+
+def test_training_prints_progress_and_nothing_else(trained):
+  lines = trained[1].stderr.splitlines()
+  pattern = (r"step [\d,]+/200 \| loss \d\.\d{3} \| [\d,]+ tokens/s \| .* left")
+  assert lines and all(re.fullmatch(pattern, line) for line in lines), lines
+
+
+def test_training_learns(trained):
+  found = losses(trained[0])
+  assert [step for step, _ in found] == list(range(1, STEPS + 1))
+  # ln(1100 + padding to 1152) = 7.05 is the loss of a model that knows nothing.
+  assert found[0][1] > 6.5
+  assert found[-1][1] < 5.5
+
+
+def test_training_records_every_layer(trained):
+  record = metrics.read(str(trained[0]), "train")[-1]
+  for layer in (LAYER, "decoder/block_000/layer_005"):
+    assert len(record[f"{layer}/expert_load"]) == 4
+    assert sum(record[f"{layer}/expert_load"]) == pytest.approx(1, abs=1e-5)
+    assert 0 <= record[f"{layer}/dropped_fraction"] < 1
+    assert 0 < record[f"{layer}/router_entropy"] <= np.log(4) + 1e-5
+    assert record[f"{layer}/load_balancing_loss"] >= 0.9
+  tags = {v.tag for path in trained[0].glob("events*")
+          for event in tf.train.summary_iterator(str(path))
+          for v in event.summary.value}
+  assert {f"{LAYER}/expert_load/03", f"{LAYER}/router_entropy"} <= tags
+
+
+def test_equal_seeds_give_bit_identical_runs(trained, tmp_path):
+  succeed(tmp_path, *training_flags())
+  assert losses(tmp_path) == losses(trained[0])
+  assert same_weights(weights(tmp_path), weights(trained[0]))
+
+
+def test_interrupted_run_goes_on_as_if_it_had_not_been(trained, tmp_path):
+  child = subprocess.Popen(
+      command(tmp_path, *training_flags()), cwd=ROOT, stderr=subprocess.PIPE,
+      text=True)
+  deadline = time.time() + 200
+  while len(losses(tmp_path)) < 20 and time.time() < deadline:
+    time.sleep(0.05)
+  child.send_signal(signal.SIGTERM)
+  _, printed = child.communicate(timeout=100)
+  assert child.returncode == 130
+  assert "SIGTERM: saving a checkpoint" in printed
+  stopped_at = losses(tmp_path)[-1][0]
+  assert 20 <= stopped_at < STEPS
+  assert f"Stopped at step {stopped_at} of 200." in printed
+
+  succeed(tmp_path, *training_flags())
+  assert losses(tmp_path) == losses(trained[0])
+  assert same_weights(weights(tmp_path), weights(trained[0]))
+
+
+def test_perplexity_eval(trained):
+  done = succeed(
+      trained[0], f"--gin_file={TINY}",
+      "--gin_file=gin/runs/perplexity_eval.gin",
+      "--gin_param=perplexity_eval_steps = 4",
+      "--gin_param=eval_checkpoint_step = -1")
+  record, = metrics.read(str(trained[0]), "eval")
+  assert record["step"] == STEPS
+  assert record["name"] == "public_domain_span_corruption_1k_validation_16"
+  assert -7 < record["neg_log_perplexity"] < -4
+  assert sum(record[f"{LAYER}/expert_load"]) == pytest.approx(1, abs=1e-5)
+  assert f"neg_log_perplexity {record['neg_log_perplexity']:.4f}" in done.stdout
+
+
+def test_eval_decodes_and_scores_examples(trained):
+  succeed(
+      trained[0], f"--gin_file={TINY}", "--gin_file=eval.gin",
+      "--gin_param=eval_checkpoint_step = -1",
+      "--gin_param=utils.run.batch_size = 4",
+      "--gin_param=utils.run.dataset_split = 'validation'",
+      "--gin_param=mesh_eval_dataset_fn.seed = 0",
+      "--gin_param=mesh_eval_dataset_fn.num_eval_examples = 8")
+  folder = trained[0] / "validation_eval"
+  predictions, = folder.glob("*_200_predictions")
+  assert len(predictions.read_text().splitlines()) == 8
+  tags = {v.tag for path in folder.glob("events*")
+          for event in tf.train.summary_iterator(str(path))
+          for v in event.summary.value}
+  assert any(tag.startswith("eval/public_domain_span_corruption_1k/")
+             for tag in tags)
+
+
+def test_infer_from_the_operative_config(trained, tmp_path):
+  inputs = tmp_path / "inputs"
+  inputs.write_text("The state of the <extra_id_0> is strong.\n" * 3)
+  succeed(
+      trained[0], f"--gin_file={trained[0]}/operative_config.gin",
+      "--gin_file=infer.gin", "--gin_file=greedy_decode.gin",
+      "--gin_param=infer_checkpoint_step = -1",
+      f"--gin_param=input_filename = '{inputs}'",
+      f"--gin_param=output_filename = '{tmp_path}/outputs'")
+  outputs = (tmp_path / "outputs-200").read_text().splitlines()
+  assert len(outputs) == 3
+  assert len(set(outputs)) == 1  # greedy, and nothing dropped by its neighbours
+
+
+def test_score_prefers_what_is_likely(trained, tmp_path):
+  (tmp_path / "inputs").write_text("The law of the <extra_id_0>.\n" * 2)
+  (tmp_path / "targets").write_text("<extra_id_0> the\n<extra_id_0> Zanzibar\n")
+  succeed(
+      trained[0], f"--gin_file={TINY}", "--gin_file=score_from_file.gin",
+      "--gin_param=utils.run.eval_checkpoint_step = -1",
+      f"--gin_param=inputs_filename = '{tmp_path}/inputs'",
+      f"--gin_param=targets_filename = '{tmp_path}/targets'",
+      f"--gin_param=scores_filename = '{tmp_path}/out'")
+  likely, unlikely = (
+      float(line) for line in (tmp_path / "out.scores").read_text().split())
+  assert 0 > likely > unlikely
+
+
+def test_model_api_trains(tmp_path):
+  succeed(
+      tmp_path, f"--gin_file={TINY}", "--use_model_api", "--mode=train",
+      "--train_steps=3", "--batch_size=4", "--input_sequence_length=32",
+      "--target_sequence_length=16", "--model_parallelism=1",
+      "--mixture_or_task=public_domain_span_corruption_1k")
+  assert tf.train.latest_checkpoint(str(tmp_path)).endswith("model.ckpt-3")
+
+
+def test_another_models_checkpoint_is_refused_and_kept(trained):
+  before = sorted(os.listdir(trained[0]))
+  done = run(trained[0], *training_flags(),
+             "--gin_param=num_experts = 8")
+  assert done.returncode == 1
+  assert "must be of this model" in done.stderr
+  assert f"{LAYER}/SwitchFFN/router/kernel is [16, 4] there and [16, 8] here" \
+      in done.stderr
+  assert "SwitchFFN.num_experts differs" in done.stderr
+  assert "Traceback" not in done.stderr
+  after = [name for name in sorted(os.listdir(trained[0]))
+           if not name.startswith("events")]
+  assert after == [n for n in before if not n.startswith("events")]
+
+
+@pytest.mark.parametrize("flags, text", [
+    (["--gin_file=tests/gin/tinny.gin"], "nearest: tests/gin/tiny.gin"),
+    ([f"--gin_file={TINY}", "--gin_param=SwitchFFN.num_expert = 2"],
+     "parameter=num_expert, nearest: num_experts"),
+    ([f"--gin_file={TINY}", "--gin_param=SwitchFFN.group_size = 48"],
+     "Set SwitchFFN.group_size to a divisor of 128"),
+    ([f"--gin_file={TINY}", "--gin_param=d_ff = 33",
+      "--gin_param=utils.run.mesh_shape = 'model:2'"],
+     "dimension d_ff=33, mesh axis model=2"),
+    ([f"--gin_file={TINY}", "--gin_param=num_experts = 3",
+      "--gin_param=utils.run.mesh_shape = 'batch:2'"],
+     "num_experts=3, axis size=2"),
+    ([f"--gin_file={TINY}", "--gin_param=MIXTURE_NAME = 'public_domain'"],
+     "mixture_or_task_name=public_domain"),
+    (["training.gin"], "argument=training.gin"),
+])
+def test_bad_input_is_explained(tmp_path, flags, text):
+  done = run(tmp_path / "new", *flags)
+  assert done.returncode == 1
+  assert text in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not list(tmp_path.glob("new/model.ckpt*"))
+
+
+def test_demo_resumes_and_redraws(tmp_path):
+  flags = ["--gin_file=gin/experiments/demo.gin",
+           *(f"--gin_param={p}" for p in (
+               "train_steps = 6", "save_checkpoints_steps = 3", "d_model = 16",
+               "perplexity_eval_steps = 1", "fill_blanks.examples_per_task = 1",
+               "batch_size = 16", "progress.record_steps = 2"))]
+  first = succeed(tmp_path, *flags)
+  assert "switch is " in first.stdout
+  report = tmp_path / "report"
+  result = json.loads((report / "result.json").read_text())
+  assert set(result["models"]) == {"dense", "switch"}
+  pictures = {p.name for p in report.glob("*.png")}
+  assert pictures == {"curves.png", "expert_load_switch.png",
+                      "expert_sources_switch.png"}
+  text = (report / "report.md").read_text()
+  assert all(f"({name})" in text for name in pictures)
+
+  (report / "curves.png").unlink()
+  again = succeed(tmp_path, *flags)
+  assert "All 2 runs were finished: drawing the report again" in again.stderr
+  assert "step " not in again.stderr
+  assert (report / "curves.png").exists()

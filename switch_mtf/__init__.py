@@ -2,7 +2,14 @@
 
 import sys
 
-# First of all, since it makes upstream importable. Only `python -m
-# switch_mtf.doctor` imports it later, so as to report what it raises.
+# compat comes first, since it makes upstream importable. Only `python -m
+# switch_mtf.doctor` imports nothing here, so as to report what that raises.
 if "switch_mtf.doctor" not in getattr(sys, "orig_argv", ()):
-  from switch_mtf import compat  # noqa: F401
+  from switch_mtf import compat as compat  # isort:skip
+  from switch_mtf.dims import MoeDims as MoeDims
+  from switch_mtf.layers.dispatch import EinsumDispatcher as EinsumDispatcher
+  from switch_mtf.layers.dispatch import GatherDispatcher as GatherDispatcher
+  from switch_mtf.layers.routing import Router as Router
+  from switch_mtf.layers.routing import Routing as Routing
+  from switch_mtf.layers.routing import SwitchRouter as SwitchRouter
+  from switch_mtf.layers.switch_ffn import SwitchFFN as SwitchFFN

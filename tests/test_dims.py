@@ -169,6 +169,20 @@ def test_group_size_must_divide_a_processors_tokens():
       "SwitchFFN.group_size to a divisor of 24, such as 6, 8, 12 or 24.")
 
 
+def test_group_size_in_the_message_is_the_users():
+  # 8 tokens, 2 a processor: a group of 1024 would be one of 8.
+  assert "group_size=1024" in message(
+      shape="batch:4,length:2,d_model:6", group_size=1024, mesh_shape="a:4",
+      layout="batch:a")
+
+
+@pytest.mark.parametrize("batch", [6, 2])
+def test_decoding_must_divide_as_well(batch):
+  assert f"with tokens={batch}, axis size=4" in message(
+      shape=f"batch:{batch},d_model:6", decoding=True, mesh_shape="a:4",
+      layout="batch:a")
+
+
 def test_experts_must_divide():
   # 6 = 4 + 2: the multiples of 4 around 6 are 4 and 8.
   assert message(num_experts=6, mesh_shape="a:4", layout="experts:a") == (

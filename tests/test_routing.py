@@ -131,8 +131,8 @@ def test_more_experts_than_tokens(new_mesh):
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
 def test_logits_are_float32(new_mesh, dtype):
-  # Section 2.4: the router computes in float32 whatever x is. Logits by hand:
-  # x W_r with small integers, which bfloat16 holds exactly.
+  # Section 2.4: the router computes in float32 whatever x is. x is exact in
+  # bfloat16; the kernel is not: 1.001 would be read as 1.
   mesh, dims = new_mesh(), make_dims(1, 2, 2, 1)
   context = make_context(mesh, mode="eval")
   context.variable_dtype = mtf.VariableDType(tf.float32, tf.float32, dtype)
@@ -142,12 +142,12 @@ def test_logits_are_float32(new_mesh, dtype):
                            context)
   assert routing.weight_OGSK.dtype == tf.float32
   weight, = evaluate(lower(mesh), [routing.weight_OGSK], {
-      "router/kernel": np.float32([[1, 0], [0, 1], [0, -1]])})
-  # Token 0: logits (1, -1), softmax of the larger 1 / (1 + e^-2). Token 1:
-  # logits (0, 1), 1 / (1 + e^-1).
+      "router/kernel": np.float32([[1.001, 0], [0, 1.003], [0, -1.003]])})
+  # Token 0: logits (1.001, -1.003), softmax of the larger 1 / (1 + e^-2.004).
+  # Token 1: logits (0, 1.003), 1 / (1 + e^-1.003).
   np.testing.assert_allclose(
       weight[0, 0, :, 0],
-      [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-1))], rtol=1e-6)
+      [1 / (1 + np.exp(-2.004)), 1 / (1 + np.exp(-1.003))], rtol=1e-6)
 
 
 @pytest.mark.parametrize("wrong", ["x", "nonpadding"])

@@ -82,7 +82,7 @@ def local_text_dir() -> str:
 def _digest(path: str, *unused_state: int) -> str:
   """Returns a short hash of the content, read once per state of the file."""
   with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+    return hashlib.sha256(f.read()).hexdigest()[:16]
 
 
 def read(path: str) -> list[str]:

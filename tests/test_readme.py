@@ -1,0 +1,97 @@
+"""README: its commands work, what it names exists, its figures are the files'."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+with open(os.path.join(ROOT, "README.md")) as readme:
+  README = readme.read()
+
+# What makes a run of README's short: it is the same command otherwise.
+SHORT = ["--gin_param=train_steps = 4", "--gin_param=perplexity_eval_steps = 1",
+         "--gin_param=save_checkpoints_steps = 4",
+         "--gin_param=progress.record_steps = 2",
+         "--gin_param=fill_blanks.examples_per_task = 1"]
+
+
+def commands():
+  """Every command of README's bash blocks, comments and line breaks removed."""
+  found = []
+  for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+    for line in block.replace("\\\n", " ").splitlines():
+      words = shlex.split(line, comments=True)
+      if words:
+        found.append(words)
+  return found
+
+
+def runs():
+  """Those that start run_t5.py with flags, in README's order."""
+  return [c for c in commands() if c[:2] == ["python", "run_t5.py"] and c[2:]]
+
+
+def test_there_are_commands():
+  assert ["python", "run_t5.py"] in commands()
+  assert ["pytest"] in commands()
+  assert ["pip", "install", "-r", "requirements.txt"] in commands()
+  assert len(runs()) >= 4
+
+
+def test_runs_in_order(tmp_path):
+  (tmp_path / "in.txt").write_text("The <extra_id_0> of the sea.\n")
+  (tmp_path / "targets.txt").write_text("<extra_id_0> state\n")
+  for name in ("gin", "tasks", "tests", "run_t5.py", "switch_mtf"):
+    os.symlink(os.path.join(ROOT, name), tmp_path / name)
+  for command in runs():
+    short = [] if "operative_config" in " ".join(command) else SHORT
+    done = subprocess.run(
+        [sys.executable, *command[1:], *short], cwd=tmp_path,
+        capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (command, done.stdout + done.stderr)
+  assert len(list(tmp_path.glob("out.txt-*"))) == 1
+  assert (tmp_path / "scores.scores").exists()
+
+
+@pytest.mark.parametrize("module", sorted(
+    {m for m in re.findall(r"python -m ([\w.]+)", README)}))
+def test_modules_exist(module):
+  spec = importlib.util.find_spec(module)
+  with open(spec.origin) as f:
+    assert 'if __name__ == "__main__"' in f.read()
+
+
+def test_tree_exists():
+  block = README.split("## The tree")[1].split("```")[1]
+  folder = ""
+  for line in block.strip().splitlines():
+    name = line.split()[0]
+    folder = "" if not line.startswith("  ") else folder
+    assert os.path.exists(os.path.join(ROOT, folder, name)), name
+    folder = folder or name
+
+
+def test_figures_are_those_of_the_results():
+  with open(os.path.join(ROOT, "results/demo/result.json")) as f:
+    result = json.load(f)
+  for model in result["models"].values():
+    for value in model["neg_log_perplexity"]:
+      assert f"{value:.3f}" in README
+  gain = result["gains"]["switch"]
+  assert f"{gain['mean_gain']:.3f}" in README
+  assert f"{gain['spread']:.3f}" in README
+  assert f"{result['steps']:,} steps" in README
+
+
+def test_the_switch_model_is_better_beyond_chance():
+  with open(os.path.join(ROOT, "results/demo/result.json")) as f:
+    result = json.load(f)
+  gain = result["gains"]["switch"]
+  assert len(result["seeds"]) >= 3
+  assert min(gain["gain"]) > gain["spread"]

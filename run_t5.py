@@ -15,7 +15,8 @@ Errors that a user can mend are printed without a traceback; `--verbosity=0`
 import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow's C++ side reports as errors that there is no GPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from switch_mtf import compat  # isort:skip  (before mesh_tensorflow and t5)
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
   Args:
     argv: what is left of the command line after the flags.
   """
-  _quieten()
+  _set_log_level()
   try:
     _prepare(argv)
     mesh_transformer_main.main(argv)
@@ -51,15 +52,16 @@ def main(argv: list[str]) -> None:
     sys.exit(text)
 
 
-def _quieten() -> None:
+def _set_log_level() -> None:
   """Leaves our own lines on the screen, unless a log level was asked for."""
-  if not FLAGS["verbosity"].present:
-    # ERROR, and not even those of gin, which reports each folder in which a
-    # file is not.
-    logging.set_verbosity(logging.ERROR)
-    tf.logging.set_verbosity(tf.logging.ERROR)
-    logging.get_absl_logger().addFilter(
-        lambda record: "Path not found" not in record.getMessage())
+  if FLAGS["verbosity"].present:
+    tf.logging.set_verbosity(logging.converter.absl_to_standard(
+        FLAGS.verbosity))
+    return
+  logging.set_verbosity(logging.ERROR)
+  # gin reports as an error each folder in which it does not find a file.
+  logging.get_absl_handler().addFilter(
+      lambda record: "Path not found" not in record.getMessage())
 
 
 def _prepare(argv: list[str]) -> None:
@@ -82,6 +84,7 @@ def console_entry_point() -> None:
   """Runs `main` as T5's entry point runs T5's."""
   if len(sys.argv) == 1:
     sys.argv += DEMO_FLAGS
+  tf.logging.set_verbosity(tf.logging.ERROR)
   tf.disable_v2_behavior()
   compat.use_resource_variables()  # disable_v2_behavior turned them off
   app.run(main)

@@ -1,4 +1,4 @@
-"""README: its commands work, what it names exists, its figures are the files'."""
+"""README: its commands work, what it names exists, its figures are true."""
 
 import importlib.util
 import json

@@ -6,10 +6,12 @@ Everything comes from what the runs left behind (`metrics.jsonl`, `blanks.json`,
 
 import json
 import os
+import re
 from typing import Any
 
 import matplotlib
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
@@ -67,7 +69,23 @@ def _read(model_dir: str, model: str, seed: int) -> dict[str, Any]:
       # The shortest name is the whole validation split, longer ones its parts.
       "eval": evaluations,
       "validation": [r for r in evaluations if r["name"] == whole],
+      "parameters": _count_parameters(directory),
+      "choices": _choices(directory),
       "blanks": found}
+
+
+def _count_parameters(directory: str) -> int:
+  """Weights in the last checkpoint, without the optimizer's."""
+  shapes = tf.train.list_variables(tf.train.latest_checkpoint(directory))
+  return sum(int(np.prod(shape)) for name, shape in shapes
+             if "_slot_" not in name and name != "global_step")
+
+
+def _choices(directory: str) -> str:
+  """The macros of a run's gin files: sizes, schedule, task."""
+  with open(os.path.join(directory, "operative_config.gin")) as f:
+    found = re.search(r"# Macros:\n# =+\n(.*?)\n\n", f.read(), re.DOTALL)
+  return found.group(1) if found else ""
 
 
 def summarize(
@@ -81,13 +99,14 @@ def summarize(
     seeds: of the runs.
 
   Returns:
-    For each model its validation neg. log perplexity (nats a token) at the last
-      step and its median training speed, for each seed; for each model but the
-      first the gain over the first with the same seed, and their mean, and the
-      spread: the range of the baseline's, and of the model's own, figures over
-      the seeds, whichever is larger.
+    For each model its parameters, and for each seed its validation neg. log
+      perplexity (nats a token) at the last step and its median training speed;
+      for each model but the first the gain over the first with the same seed,
+      their mean, and the spread: the range over the seeds of the baseline's or
+      of the model's own figures, whichever is larger.
   """
   figures = {m: {
+      "parameters": runs[m, seeds[0]]["parameters"],
       "neg_log_perplexity": [
           runs[m, s]["validation"][-1]["neg_log_perplexity"] for s in seeds],
       "tokens_per_second": [_speed(runs[m, s]["train"]) for s in seeds],
@@ -112,13 +131,15 @@ def _speed(train: list[dict[str, Any]]) -> float:
 def verdict(result: dict[str, Any]) -> str:
   """The result as a table of text and one sentence for each rival."""
   seeds = result["seeds"]
-  lines = [f"{'':24}{'validation neg. log perplexity':>32}{'tokens/s':>12}"]
+  lines = [f"{'':18}{'parameters':>12}{'validation neg. log perplexity':>32}"
+           f"{'tokens/s':>10}"]
   for model, figures in result["models"].items():
     for seed, quality, speed in zip(
         seeds, figures["neg_log_perplexity"], figures["tokens_per_second"],
         strict=True):
       name = f"{model}, seed {seed}"
-      lines.append(f"{name:24}{quality:32.4f}{speed:12,.0f}")
+      lines.append(f"{name:18}{figures['parameters']:12,}{quality:32.4f}"
+                   f"{speed:10,.0f}")
   base = next(iter(result["models"]))
   for model, gain in result["gains"].items():
     better = "better" if gain["mean_gain"] > 0 else "WORSE"
@@ -255,11 +276,12 @@ def _write_markdown(
     if found:
       parts.append(f"## What {model} writes into blanks\n\n" + "\n".join(
           f"- model: {b['model']}\n  text: {b['truth']}" for b in found))
-  directories = {m: os.path.relpath(runs[m, seeds[0]]["directory"], folder)
-                 for m in models}
-  configs = "\n".join(f"- {m}: `{directory}/operative_config.gin`"
-                      for m, directory in directories.items())
-  parts.append(f"## What was chosen\n\n{configs}")
+  for model in models:
+    run = runs[model, seeds[0]]
+    directory = os.path.relpath(run["directory"], folder)
+    parts.append(
+        f"## What was chosen for {model}\n\nIn full: "
+        f"`{directory}/operative_config.gin`.\n\n```\n{run['choices']}\n```")
   with open(os.path.join(folder, "report.md"), "w") as f:
     f.write("\n\n".join(parts) + "\n")
 

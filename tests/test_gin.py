@@ -1,0 +1,107 @@
+"""gin files: each parses, stands in the right folder, and names what exists."""
+
+import os
+import pathlib
+import re
+
+import gin
+import pytest
+import t5.models.mesh_transformer_main as t5_main
+from mesh_tensorflow.transformer import utils
+
+import tasks  # noqa: F401
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+T5_GIN = pathlib.Path(t5_main.__file__).parent / "gin"
+FILES = sorted(
+    p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/**/*.gin"))
+# Phases stand on top of gin/runs/pretrain.gin, as in train_then.phases.
+PHASES = ("perplexity_eval", "eval_by_source", "fill_blanks")
+# gin checks no scope: `deccoder/X.y = 1` would parse and do nothing.
+SCOPES = {"encoder", "decoder", "student", "teacher"}
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+  gin.clear_config()
+  for folder in (ROOT, T5_GIN):
+    gin.add_config_file_search_path(str(folder))
+  yield
+  gin.clear_config()
+
+
+def bindings(path):
+  """(scope, name) of what a file binds itself, macros without a dot too."""
+  text = re.sub(r"#.*", "", (ROOT / path).read_text())
+  found = re.findall(r"^([\w/]*/)?([\w.]+)\s*=", text, re.MULTILINE)
+  return [(scope.rstrip("/"), name) for scope, name in found]
+
+
+def parse(path):
+  gin.parse_config_file(
+      os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin"))
+  gin.parse_config_file(path)
+
+
+def test_there_are_files_of_every_kind():
+  kinds = {path.split("/")[1] for path in FILES}
+  assert kinds == {"models", "layouts", "runs", "experiments"}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_file_parses(path):
+  if pathlib.Path(path).stem in PHASES:
+    parse("gin/experiments/demo_switch.gin")
+  parse(path)
+
+
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if f.startswith("gin/experiments/")
+             and not f.endswith("demo_text.gin")])
+def test_experiment_is_complete(path):
+  # finalize() raises if a macro is still %gin.REQUIRED, or unknown.
+  parse(path)
+  gin.finalize()
+  assert gin.query_parameter("%train_steps") > 0
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_scopes_are_known(path):
+  used = {part for scope, _ in bindings(path) for part in scope.split("/")}
+  assert used - {""} <= SCOPES
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_bindings_stand_in_the_right_folder(path):
+  kind = path.split("/")[1]
+  names = {name for _, name in bindings(path)}
+  layout = {n for n in names if re.match(
+      r"utils\.(run\.(mesh_|layout_)|get_variable_dtype)", n)}
+  model = {n for n in names if re.match(
+      r"(SwitchFFN|SwitchRouter|DenseReluDense|transformer)\.|d_model|d_ff|"
+      r"num_layers|num_heads|d_kv|num_experts", n)}
+  if kind == "layouts":
+    assert names == layout
+  else:
+    assert not layout
+  if kind == "runs":
+    assert not model
+  if kind == "models":
+    assert not {n for n in names if n.startswith("utils.run")}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_no_file_hides_behind_one_of_t5s(path):
+  # gin looks into our folder and T5's for the same relative path.
+  assert not (T5_GIN / path).exists()
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_header_says_what_the_file_is_for(path):
+  first, *_ = (ROOT / path).read_text().splitlines()
+  assert re.match(r"# .{20,}", first)
+
+
+def test_gin_folder_is_no_package():
+  # It would replace the gin-config library.
+  assert not list(ROOT.glob("gin/**/__init__.py"))

@@ -9,7 +9,8 @@ output:
   python run_t5.py --help                            T5's flags
 
 Errors that a user can mend are printed without a traceback; `--verbosity=0`
-(the log level INFO) brings back TensorFlow's log, and the traceback.
+(the log level INFO) brings back the traceback and TensorFlow's log of what it
+does in Python.
 """
 
 import os
@@ -26,7 +27,7 @@ from absl import app, flags, logging
 from t5.models import mesh_transformer_main
 
 import tasks  # noqa: F401  (registers our tasks)
-from switch_mtf.training import extension, guards, metrics
+from switch_mtf.training import extension, guards, hooks, metrics
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 DEMO_FLAGS = ["--gin_file=gin/experiments/demo.gin", "--model_dir=runs/demo"]
@@ -45,6 +46,10 @@ def main(argv: list[str]) -> None:
     _prepare(argv)
     mesh_transformer_main.main(argv)
     metrics.report_evaluations(FLAGS.model_dir)
+    if hooks.StopHook.stopped:
+      sys.exit(hooks.INTERRUPTED)
+  except KeyboardInterrupt:
+    sys.exit(hooks.INTERRUPTED)
   except (ValueError, OSError) as error:
     text = guards.readable(error)
     if text is None or logging.get_verbosity() >= logging.INFO:
@@ -70,6 +75,10 @@ def _prepare(argv: list[str]) -> None:
     raise ValueError(
         "run_t5: every argument must be a flag, with "
         f"argument={argv[1]}. Write --gin_file=... or --model_dir=....")
+  if not FLAGS.gin_file:
+    raise ValueError(
+        "run_t5: --gin_file must be given with other flags, with gin_file=None. "
+        "Add --gin_file=gin/experiments/demo.gin or another experiment.")
   t5_gin = os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin")
   guards.check_gin_files(
       FLAGS.gin_file or [], [ROOT, t5_gin, *FLAGS.gin_location_prefix])

@@ -92,8 +92,8 @@ def test_bindings_stand_in_the_right_folder(path):
 
 @pytest.mark.parametrize("path", FILES)
 def test_no_file_hides_behind_one_of_t5s(path):
-  # gin looks into our folder and T5's for the same relative path.
-  assert not (T5_GIN / path).exists()
+  # gin looks into several folders for the same relative path.
+  assert not (T5_GIN / path.removeprefix("gin/")).exists()
 
 
 @pytest.mark.parametrize("path", FILES)

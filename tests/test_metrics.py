@@ -14,11 +14,13 @@ def test_read_sorts_and_the_later_line_of_a_step_counts(tmp_path):
   assert [(r["step"], r["loss"]) for r in found] == [(1, 5.0), (2, 0.5)]
 
 
-def test_read_leaves_out_a_line_cut_short(tmp_path):
+def test_read_leaves_out_a_line_cut_short_and_no_other(tmp_path):
   metrics.append(str(tmp_path), {"kind": "train", "step": 1})
   with open(tmp_path / metrics.METRICS_FILE, "a") as f:
     f.write('{"kind": "train", "st')
-  assert len(metrics.read(str(tmp_path), "train")) == 1
+  metrics.append(str(tmp_path), {"kind": "train", "step": 9})
+  found = metrics.read(str(tmp_path), "train")
+  assert [r["step"] for r in found] == [1, 9]
 
 
 def test_arrays_become_lists_of_nine_digits(tmp_path):

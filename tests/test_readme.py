@@ -47,6 +47,8 @@ def test_there_are_commands():
 def test_runs_in_order(tmp_path):
   (tmp_path / "in.txt").write_text("The <extra_id_0> of the sea.\n")
   (tmp_path / "targets.txt").write_text("<extra_id_0> state\n")
+  (tmp_path / "my.txt").write_text("\n\n".join(
+      f"Text {n}: {'the sea and the sky, ' * n}" for n in range(2, 200)))
   for name in ("gin", "tasks", "tests", "run_t5.py", "switch_mtf"):
     os.symlink(os.path.join(ROOT, name), tmp_path / name)
   for command in runs():

@@ -216,6 +216,7 @@ def test_another_models_checkpoint_is_refused_and_kept(trained):
     ([f"--gin_file={TINY}", "--gin_param=MIXTURE_NAME = 'public_domain'"],
      "mixture_or_task_name=public_domain"),
     (["training.gin"], "argument=training.gin"),
+    (["--use_model_api"], "--gin_file must be given"),
 ])
 def test_bad_input_is_explained(tmp_path, flags, text):
   done = run(tmp_path / "new", *flags)

@@ -39,10 +39,11 @@ def fill_blanks(
     checkpoint_path: which weights.
     mixture_or_task_name: span-corruption tasks; their validation splits give
       the text.
-    tokens: length of a text, blanks included.
+    tokens: length of a text, blanks included; at most the run's lengths.
     examples_per_task: how many texts of each task.
     **unused_kwargs: what else a decode_fn gets.
   """
+  tokens = min(tokens, *sequence_length.values())
   task_or_mixture = seqio.get_mixture_or_task(mixture_or_task_name)
   examples = [
       (task, example) for task in seqio.get_subtasks(task_or_mixture)
@@ -65,9 +66,10 @@ def fill_blanks(
         task.output_features[name].vocabulary.decode(example[name].tolist())
         for name in ("inputs", "targets"))
     found.append({"task": task.name, "text": text, "truth": merge(text, truth),
-                  "model": merge(text, str(output))})
+                  "model": merge(text, tf.compat.as_text(output))})
     print(f"\n{found[-1]['model']}\n  was: {found[-1]['truth']}")
-  with open(os.path.join(estimator.model_dir, BLANKS_FILE), "w") as f:
+  path = os.path.join(estimator.model_dir, BLANKS_FILE)
+  with tf.io.gfile.GFile(path, "w") as f:
     json.dump(found, f, indent=1)
 
 

@@ -18,8 +18,7 @@ import gin
 from absl import flags
 
 from switch_mtf.training import report
-from switch_mtf.training.hooks import duration
-from switch_mtf.training.loop import INTERRUPTED
+from switch_mtf.training.hooks import INTERRUPTED, duration
 
 FINISHED = "finished.json"
 
@@ -45,9 +44,14 @@ def compare(
     **unused_kwargs: see `estimator`.
 
   Raises:
+    ValueError: if the model_dir is on a remote file system.
     SystemExit: if a run failed or was interrupted.
   """
   model_dir = estimator.model_dir
+  if "://" in model_dir:
+    raise ValueError(
+        "compare: --model_dir must be a folder of this machine, with "
+        f"model_dir={model_dir}. Choose another --model_dir.")
   jobs = [(name, path, seed) for seed in seeds for name, path in models.items()]
   start = time.time()
   ran = 0
@@ -71,11 +75,19 @@ def run_dir(model_dir: str, name: str, seed: int) -> str:
 
 
 def _command(gin_file: str, seed: int, model_dir: str) -> list[str]:
-  """The command of one run; bindings of the command line hold for all."""
-  params = [*(flags.FLAGS.gin_param or []), f"seed = {seed}"]
+  """The command of one run.
+
+  What the command line adds to the comparison's own gin file holds for each run,
+  but for the seed and for `compare` itself.
+  """
+  files = [gin_file, *flags.FLAGS.gin_file[1:]]
+  params = [param for param in flags.FLAGS.gin_param or []
+            if not param.startswith("compare.")]
   return [sys.executable, os.path.abspath(sys.argv[0]),
-          f"--gin_file={gin_file}", f"--model_dir={model_dir}",
-          *(f"--gin_param={param}" for param in params)]
+          f"--model_dir={model_dir}",
+          *(f"--module_import={name}" for name in flags.FLAGS.module_import),
+          *(f"--gin_file={path}" for path in files),
+          *(f"--gin_param={param}" for param in [*params, f"seed = {seed}"])]
 
 
 def _is_finished(directory: str, command: list[str]) -> bool:
@@ -99,8 +111,10 @@ def _run(command: list[str], directory: str) -> None:
   finally:
     signal.signal(signal.SIGTERM, before)
   if code:
-    print("Stopped before the end. The same command goes on from here.",
-          file=sys.stderr)
-    sys.exit(code)
+    stopped = code in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+    print("Stopped before the end." if stopped else
+          f"{os.path.basename(directory)} failed.",
+          "The same command goes on from here.", file=sys.stderr)
+    sys.exit(code if code > 0 else INTERRUPTED)
   with open(os.path.join(directory, FINISHED), "w") as f:
     json.dump(command[2:], f)

@@ -5,7 +5,7 @@
   before the graph    the run's random seed
   train               no line a step; progress, metrics.jsonl, TensorBoard; a
                       clean stop; is there room for the checkpoints
-  eval                the layers' metrics, averaged over the evaluation
+  eval                the layers' metrics, averaged over the targets
   all                 does the checkpoint in model_dir belong to this model
 """
 
@@ -100,13 +100,15 @@ def _extend_train(run: compat.ModelRun, spec):
 
 
 def _extend_eval(spec):
-  metric_fn, tensors = spec.eval_metrics
+  metric_fn, tensors = spec.eval_metrics  # the last: 1 for a real target
   layers = layer_metrics()
 
   def with_layers(*values):
     found = metric_fn(*values[:len(tensors)])
+    # A split that ends early goes on with batches of padding.
+    tokens = tf.reduce_sum(values[len(tensors) - 1])
     for name, value in zip(layers, values[len(tensors):], strict=True):
-      found[name] = tf.metrics.mean_tensor(value)
+      found[name] = tf.metrics.mean_tensor(value, weights=tokens)
     return found
 
   # Not spec._replace: a TPUEstimatorSpec notes its metrics in its constructor.

@@ -156,7 +156,7 @@ def check_room(
     return
   size = sum(
       v.shape.num_elements() * v.dtype.base_dtype.size for v in variables)
-  already = sum(
+  already = 0 if keep is None else sum(
       os.path.getsize(os.path.join(model_dir, name))
       for name in os.listdir(model_dir) if name.startswith("model.ckpt"))
   # One more than is kept exists while the oldest is about to go.

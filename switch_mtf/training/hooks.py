@@ -10,6 +10,9 @@ import tensorflow.compat.v1 as tf
 from switch_mtf.training import metrics
 
 
+INTERRUPTED = 130  # the exit code that a shell reports after Ctrl-C
+
+
 def duration(seconds: float) -> str:
   """'3 h 05 min', '4 min 10 s' or '12 s'."""
   minutes, secs = divmod(int(round(seconds)), 60)
@@ -22,7 +25,8 @@ def duration(seconds: float) -> str:
 class ProgressHook(tf.estimator.SessionRunHook):
   """Prints progress, and records loss, speed and the layers' metrics.
 
-  The loss of a record is the mean over the steps since the last record; the
+  The loss of a record is the mean over the steps since the last record, or
+  since the run was started again; the
   layers' metrics are those of the record's own step, so that the other steps
   need not compute them.
   """
@@ -107,7 +111,8 @@ class ProgressHook(tf.estimator.SessionRunHook):
       return
     loss = np.mean(self._losses) if self._losses else self._last_loss
     of, left = "", ""
-    if self._train_steps:
+    # Flags of the model API may ask for more steps than gin says.
+    if self._train_steps and self._step <= self._train_steps:
       of = f"/{self._train_steps:,}"
       remaining = (self._train_steps - self._step) * seconds / steps
       left = f" | {duration(remaining)} left"
@@ -120,11 +125,15 @@ class StopHook(tf.estimator.SessionRunHook):
   """Turns SIGTERM and Ctrl-C into a stop after the step, with a checkpoint.
 
   A second Ctrl-C stops at once.
+
+  Attributes:
+    stopped: whether a run of this process was stopped so.
   """
+
+  stopped = False
 
   def begin(self):
     """Takes over the signals."""
-    self.stopped = False
     self._before = {
         number: signal.signal(number, self._stop)
         for number in (signal.SIGTERM, signal.SIGINT)}
@@ -142,5 +151,5 @@ class StopHook(tf.estimator.SessionRunHook):
   def _stop(self, number, frame):
     print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping. "
           "The same command goes on from there.", file=sys.stderr, flush=True)
-    self.stopped = True
+    StopHook.stopped = True
     signal.signal(signal.SIGINT, signal.default_int_handler)

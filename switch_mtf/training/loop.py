@@ -3,8 +3,9 @@
   utils.run.train_model_fn = @train_then
   train_then.phases = ["gin/runs/perplexity_eval.gin"]
 
-A phase is a gin file whose bindings come on top of the run's own; it is run in
-the same process once the last step is done.
+A phase is a gin file whose bindings come on top of the run's own, and under
+those of the command line; it is run in the same process once the last step is
+done. What a phase binds stays bound in the next.
 """
 
 import os
@@ -16,11 +17,11 @@ from typing import Any
 import gin
 import mesh_tensorflow.transformer.utils as mtf_utils
 import tensorflow.compat.v1 as tf
+from absl import flags
 
 from switch_mtf.training import metrics
-from switch_mtf.training.hooks import duration
+from switch_mtf.training.hooks import INTERRUPTED, duration
 
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 @gin.configurable
@@ -75,9 +76,10 @@ def run_phase(path: str, model_dir: str) -> None:
   print(f"{name} ...", file=sys.stderr, flush=True)
   start = time.time()
   with gin.unlock_config():
-    gin.parse_config_file(path)
-  mtf_utils.run(
-      tpu_job_name=None, tpu=None, gcp_project=None, tpu_zone=None,
-      model_dir=model_dir)
+    gin.parse_config_files_and_bindings(
+        [path], flags.FLAGS.gin_param or [], finalize_config=False)
+  mtf_utils.run(model_dir=model_dir, **{
+      name: flags.FLAGS[name].value
+      for name in ("tpu_job_name", "tpu", "gcp_project", "tpu_zone")})
   metrics.report_evaluations(model_dir)
   print(f"{name}: done in {duration(time.time() - start)}", file=sys.stderr)

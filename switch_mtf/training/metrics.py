@@ -1,7 +1,7 @@
 """Writes what a run measures: `metrics.jsonl` and TensorBoard.
 
-`metrics.jsonl` in the model_dir holds one JSON object a line, in the order in
-which they were measured:
+`metrics.jsonl` in the model_dir holds one JSON object a line (some lines are
+empty), in the order in which they were measured:
 
   {"kind": "train", "step": 300, "loss": 4.41, "tokens_per_second": 5120.0,
    "encoder/block_000/layer_001/expert_load": [0.07, ...], ...}
@@ -12,7 +12,6 @@ A run that is resumed goes on in the same file; what an interrupted run wrote
 after its last checkpoint appears again, and the later line counts.
 """
 
-import glob
 import json
 import os
 from typing import Any
@@ -28,8 +27,9 @@ EVAL_FIGURES = ("neg_log_perplexity", "token_accuracy", "sequence_accuracy")
 def append(model_dir: str, record: dict[str, Any]) -> None:
   """Adds one record to `metrics.jsonl`; arrays become lists."""
   plain = {k: _plain(v) for k, v in record.items()}
+  # The newline comes first: a line that a killed run cut short stays alone.
   with tf.io.gfile.GFile(os.path.join(model_dir, METRICS_FILE), "a") as f:
-    f.write(json.dumps(plain) + "\n")
+    f.write("\n" + json.dumps(plain))
 
 
 def read(model_dir: str, kind: str) -> list[dict[str, Any]]:
@@ -102,7 +102,8 @@ def collect_evaluations(model_dir: str) -> list[dict[str, Any]]:
   """
   known = {(r["name"], r["step"]) for r in read(model_dir, "eval")}
   added = []
-  for directory in sorted(glob.glob(os.path.join(model_dir, "eval_*"))):
+  pattern = os.path.join(model_dir, "eval_*")
+  for directory in sorted(tf.io.gfile.glob(pattern)):
     name = os.path.basename(directory)[len("eval_"):]
     for step, values in sorted(_read_events(directory).items()):
       if (name, step) not in known:
@@ -122,7 +123,8 @@ def report_evaluations(model_dir: str) -> None:
 def _read_events(directory: str) -> dict[int, dict[str, Any]]:
   """Step to (tag to number or array), over the event files of a directory."""
   found: dict[int, dict[str, Any]] = {}
-  for path in sorted(glob.glob(os.path.join(directory, "events.out.*"))):
+  pattern = os.path.join(directory, "events.out.*")
+  for path in sorted(tf.io.gfile.glob(pattern)):
     for event in tf.train.summary_iterator(path):
       for value in event.summary.value:
         if value.tag == "checkpoint_path":

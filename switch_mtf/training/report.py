@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from switch_mtf.training import blanks, metrics  # noqa: E402
 
 LOAD = "expert_load"
-# A text source that no evaluation name carries is called by the task's name.
+# One a model, the baseline first.
 COLORS = ("#7f7f7f", "#c44e52", "#4c72b0", "#55a868")
 
 

@@ -77,8 +77,8 @@ def _prepare(argv: list[str]) -> None:
         f"argument={argv[1]}. Write --gin_file=... or --model_dir=....")
   if not FLAGS.gin_file:
     raise ValueError(
-        "run_t5: --gin_file must be given with other flags, with gin_file=None. "
-        "Add --gin_file=gin/experiments/demo.gin or another experiment.")
+        "run_t5: --gin_file must be given with other flags, with "
+        "gin_file=None. Add --gin_file=gin/experiments/demo.gin or another.")
   t5_gin = os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin")
   guards.check_gin_files(
       FLAGS.gin_file or [], [ROOT, t5_gin, *FLAGS.gin_location_prefix])

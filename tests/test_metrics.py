@@ -17,7 +17,7 @@ def test_read_sorts_and_the_later_line_of_a_step_counts(tmp_path):
 def test_read_leaves_out_a_line_cut_short_and_no_other(tmp_path):
   metrics.append(str(tmp_path), {"kind": "train", "step": 1})
   with open(tmp_path / metrics.METRICS_FILE, "a") as f:
-    f.write('{"kind": "train", "st')
+    f.write('\n{"kind": "train", "st')
   metrics.append(str(tmp_path), {"kind": "train", "step": 9})
   found = metrics.read(str(tmp_path), "train")
   assert [r["step"] for r in found] == [1, 9]

@@ -9,7 +9,6 @@ import seqio
 import t5.data.tasks  # noqa: F401  (registers T5's own tasks)
 import tensorflow_datasets as tfds
 
-import tasks
 from tasks import (
     build_t5_vocabulary,
     metrics,

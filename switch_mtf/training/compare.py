@@ -77,8 +77,8 @@ def run_dir(model_dir: str, name: str, seed: int) -> str:
 def _command(gin_file: str, seed: int, model_dir: str) -> list[str]:
   """The command of one run.
 
-  What the command line adds to the comparison's own gin file holds for each run,
-  but for the seed and for `compare` itself.
+  What the command line adds to the comparison's own gin file holds for each
+  run, but for the seed and for `compare` itself.
   """
   files = [gin_file, *flags.FLAGS.gin_file[1:]]
   params = [param for param in flags.FLAGS.gin_param or []

@@ -9,7 +9,6 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf.training import metrics
 
-
 INTERRUPTED = 130  # the exit code that a shell reports after Ctrl-C
 
 
@@ -127,13 +126,14 @@ class StopHook(tf.estimator.SessionRunHook):
   A second Ctrl-C stops at once.
 
   Attributes:
-    stopped: whether a run of this process was stopped so.
+    stopped: whether the last training of this process was stopped so.
   """
 
   stopped = False
 
   def begin(self):
     """Takes over the signals."""
+    StopHook.stopped = False
     self._before = {
         number: signal.signal(number, self._stop)
         for number in (signal.SIGTERM, signal.SIGINT)}

@@ -23,7 +23,6 @@ from switch_mtf.training import metrics
 from switch_mtf.training.hooks import INTERRUPTED, duration
 
 
-
 @gin.configurable
 def train_then(
     estimator: Any,

@@ -102,8 +102,7 @@ def summarize(
     For each model its parameters, and for each seed its validation neg. log
       perplexity (nats a token) at the last step and its median training speed;
       for each model but the first the gain over the first with the same seed,
-      their mean, and the spread: the range over the seeds of the baseline's or
-      of the model's own figures, whichever is larger.
+      the gains' mean, and their spread: the standard deviation over the seeds.
   """
   figures = {m: {
       "parameters": runs[m, seeds[0]]["parameters"],
@@ -118,7 +117,7 @@ def summarize(
     gains[model] = {
         "gain": (own - base).tolist(),
         "mean_gain": float(np.mean(own - base)),
-        "spread": float(max(np.ptp(own), np.ptp(base)))}
+        "spread": float(np.std(own - base, ddof=1)) if len(seeds) > 1 else 0.0}
   return {"steps": runs[models[0], seeds[0]]["validation"][-1]["step"],
           "seeds": seeds, "models": figures, "gains": gains}
 
@@ -146,8 +145,8 @@ def verdict(result: dict[str, Any]) -> str:
     line = (f"{model} is {better} than {base} by {abs(gain['mean_gain']):.4f} "
             f"nats a token after {result['steps']:,} steps each")
     if len(seeds) > 1:
-      line += (f" (mean of {len(seeds)} seeds; each model's range over the "
-               f"seeds is at most {gain['spread']:.4f})")
+      line += (f" (mean of {len(seeds)} seeds, standard deviation "
+               f"{gain['spread']:.4f}, smallest {min(gain['gain']):.4f})")
     lines.append(line + ".")
   return "\n".join(lines)
 

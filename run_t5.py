@@ -9,15 +9,16 @@ output:
   python run_t5.py --help                            T5's flags
 
 Errors that a user can mend are printed without a traceback; `--verbosity=0`
-(the log level INFO) brings back the traceback and TensorFlow's log of what it
-does in Python.
+(the log level INFO) brings back the traceback and TensorFlow's log.
 """
 
 import os
 import sys
 
-# TensorFlow's C++ side reports as errors that there is no GPU.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow's C++ side reports as errors that there is no GPU. Not setdefault:
+# TensorFlow itself leaves a value here for the processes that it starts.
+if not any(flag.startswith("--verbosity") for flag in sys.argv):
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from switch_mtf import compat  # isort:skip  (before mesh_tensorflow and t5)
 

@@ -14,6 +14,7 @@ import sys
 import types
 from typing import Any
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 MAX_PYTHON = (3, 12)
@@ -236,6 +237,33 @@ def order_step_reads(graph: tf.Graph) -> None:
         count._add_control_input(read)
 
 
+def score_texts_off_tpu() -> None:
+  """Lets `save_scores` take the texts that CPU and GPU give it.
+
+  Off TPU `tpu_estimator_model_fn` turns ids into text inside the graph, and
+  `save_scores` then calls `.tolist()` on that text. Here a text becomes ids
+  again, with the end of sequence that scoring has added. Can go when
+  `_maybe_add_pretokenized_features` accepts bytes.
+  """
+  from mesh_tensorflow.transformer import utils
+  upstream = utils._maybe_add_pretokenized_features
+  vocabulary_of = {
+      "inputs": utils.inputs_vocabulary, "targets": utils.targets_vocabulary}
+
+  @functools.wraps(upstream)
+  def add_pretokenized_features(examples, vocabulary):
+    for example in examples:
+      for name, choose in vocabulary_of.items():
+        if isinstance(example.get(name), bytes):
+          text = example[name].decode("utf-8")
+          ids = choose(vocabulary)
+          example[name] = np.array([*ids.encode(text), ids.eos_id], np.int32)
+          example[f"{name}_pretokenized"] = text
+    return upstream(examples, vocabulary)
+
+  utils._maybe_add_pretokenized_features = add_pretokenized_features
+
+
 def apply() -> None:
   """Applies every patch, in the order they depend on each other."""
   check_versions()
@@ -243,6 +271,7 @@ def apply() -> None:
   make_torch_optional()
   use_resource_variables()
   open_model_fn()
+  score_texts_off_tpu()
 
 
 apply()

@@ -17,7 +17,7 @@ from switch_mtf.training import metrics
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = "tests/gin/tiny.gin"
 STEPS = 200
-LAYER = "encoder/block_000/layer_003"
+LAYER = "encoder/block_000/layer_001"
 
 
 def command(model_dir, *flags):
@@ -72,14 +72,15 @@ def test_training_prints_progress_and_nothing_else(trained):
 def test_training_learns(trained):
   found = losses(trained[0])
   assert [step for step, _ in found] == list(range(1, STEPS + 1))
-  # ln(1100 + padding to 1152) = 7.05 is the loss of a model that knows nothing.
-  assert found[0][1] > 6.5
-  assert found[-1][1] < 5.5
+  # A model that knows nothing has ln(1152) = 7.05 a token, or about 3.9 a
+  # position, since a target is about 9 tokens of 16 positions.
+  assert 3.5 < found[0][1] < 7.5
+  assert found[-1][1] < 0.75 * found[0][1]
 
 
 def test_training_records_every_layer(trained):
   record = metrics.read(str(trained[0]), "train")[-1]
-  for layer in (LAYER, "decoder/block_000/layer_005"):
+  for layer in (LAYER, "decoder/block_001/layer_002"):
     assert len(record[f"{layer}/expert_load"]) == 4
     assert sum(record[f"{layer}/expert_load"]) == pytest.approx(1, abs=1e-5)
     assert 0 <= record[f"{layer}/dropped_fraction"] < 1
@@ -188,7 +189,7 @@ def test_model_api_trains(tmp_path):
 
 def test_another_models_checkpoint_is_refused_and_kept(trained):
   before = sorted(os.listdir(trained[0]))
-  done = run(trained[0], *training_flags(),
+  done = run(trained[0], *training_flags(STEPS + 100),
              "--gin_param=num_experts = 8")
   assert done.returncode == 1
   assert "must be of this model" in done.stderr

@@ -183,11 +183,14 @@ def check_checkpoint(model_dir: str, variables: list[tf.Variable]) -> None:
     return
   stored = dict(tf.train.list_variables(checkpoint))
   wanted = {v.op.name: v.shape.as_list() for v in variables}
-  missing = sorted(set(wanted) - set(stored))
-  wrong = sorted(
-      f"{name} is {stored[name]} there and {shape} here"
-      for name, shape in wanted.items()
-      if name in stored and list(stored[name]) != shape)
+
+  def weights_first(name: str) -> tuple[bool, str]:
+    return "_slot_" in name, name
+
+  missing = sorted(set(wanted) - set(stored), key=weights_first)
+  wrong = [f"{name} is {stored[name]} there and {wanted[name]} here"
+           for name in sorted(wanted, key=weights_first)
+           if name in stored and list(stored[name]) != wanted[name]]
   if not missing and not wrong:
     return
   extra = sorted(name for name in set(stored) - set(wanted)

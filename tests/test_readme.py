@@ -18,7 +18,8 @@ with open(os.path.join(ROOT, "README.md")) as readme:
 SHORT = ["--gin_param=train_steps = 4", "--gin_param=perplexity_eval_steps = 1",
          "--gin_param=save_checkpoints_steps = 4",
          "--gin_param=progress.record_steps = 2",
-         "--gin_param=fill_blanks.examples_per_task = 1"]
+         "--gin_param=fill_blanks.examples_per_task = 1",
+         "--gin_param=train_then.phases = ['gin/runs/fill_blanks.gin']"]
 
 
 def commands():

@@ -193,8 +193,8 @@ def test_another_models_checkpoint_is_refused_and_kept(trained):
              "--gin_param=num_experts = 8")
   assert done.returncode == 1
   assert "must be of this model" in done.stderr
-  assert ("decoder/block_000/layer_002/SwitchFFN/router/kernel is [16, 4] there "
-          "and [16, 8] here") in done.stderr
+  assert ("decoder/block_000/layer_002/SwitchFFN/router/kernel is [16, 4] "
+          "there and [16, 8] here") in done.stderr
   assert "SwitchFFN.num_experts differs" in done.stderr
   assert "Traceback" not in done.stderr
   after = [name for name in sorted(os.listdir(trained[0]))

@@ -373,6 +373,7 @@ def main() -> int:
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.simplefilter("ignore")
+  logging.getLogger("absl").setLevel(logging.ERROR)
   levels = collections.Counter()
   for finding in examine():
     levels[finding.level] += 1

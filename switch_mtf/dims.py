@@ -109,35 +109,26 @@ class MoeDims:
   ) -> "MoeDims":
     """Splits the tokens of `x` into groups and gives each expert its slots.
 
-    The mesh is looked at only to refuse what cannot be split: neither the
-    groups nor the capacity depend on it, so a layout never changes a result.
-    While decoding one position at a time there are too few tokens for
-    statistics; then every expert has a slot for every token and nothing is
-    dropped.
+    Neither groups nor capacity depend on the mesh, so a layout never changes a
+    result. While decoding, every expert has a slot for every token.
 
     Args:
       x_shape: [outer_batch?, batch, ..., d_model]; all between are tokens.
       num_experts: experts of the layer.
       hidden_size: hidden units of one expert.
-      group_size: tokens of a group. A call with fewer tokens is one group.
-      capacity_factor: slots of all experts over tokens.
-      min_capacity: lower bound of an expert's slots for one group.
+      group_size: tokens of a group; a call with fewer tokens is one group.
+      capacity_factor: see `expert_capacity`, like `min_capacity`.
+      min_capacity: slots.
       num_choices: experts per token.
       decoding: True where `x` is one position of each sequence.
       layout: layout rules of the run, None for one processor.
       mesh_shape: mesh of the run, None for one processor.
 
-    Returns:
-      The dimensions.
-
     Raises:
       ValueError: if tokens, groups or experts do not divide.
     """
     model_dim = x_shape.dims[-1]
-    outer_batch_dim = mtf.Dimension("outer_batch", 1)
-    if x_shape.dims[0].name == "outer_batch":
-      outer_batch_dim = x_shape.dims[0]
-    batch_dim = x_shape.get_dim_by_name("batch")
+    outer_batch_dim, batch_dim = _batch_dims(x_shape)
     tokens = x_shape.size // model_dim.size // outer_batch_dim.size
 
     experts_dim = mtf.Dimension("experts", num_experts)
@@ -146,18 +137,16 @@ class MoeDims:
     _check_experts(num_experts, experts_ways)
     _check_tokens(tokens, batch_ways, batch_dim.name)
     if decoding:
-      num_groups = batch_ways
-      capacity = tokens // num_groups
+      group_size = capacity = tokens // batch_ways
     else:
       _check_groups(tokens, group_size, batch_ways, batch_dim.name)
       group_size = min(group_size, tokens)
-      num_groups = tokens // group_size
       capacity = expert_capacity(
           group_size, num_experts, capacity_factor, min_capacity)
     return cls(
         outer_batch_dim=outer_batch_dim,
-        num_groups_dim=mtf.Dimension(batch_dim.name, num_groups),
-        group_size_dim=mtf.Dimension("group", tokens // num_groups),
+        num_groups_dim=mtf.Dimension(batch_dim.name, tokens // group_size),
+        group_size_dim=mtf.Dimension("group", group_size),
         model_dim=model_dim,
         experts_dim=experts_dim,
         capacity_dim=mtf.Dimension("expert_capacity", capacity),
@@ -218,6 +207,14 @@ class MoeDims:
     """The experts' inputs; replicated experts keep O between E and X."""
     replicas = [self.outer_batch_dim] if self.outer_batch_dim.size > 1 else []
     return [self.experts_dim, *replicas, self.expert_tokens_dim, self.model_dim]
+
+
+def _batch_dims(x_shape: mtf.Shape) -> tuple[mtf.Dimension, mtf.Dimension]:
+  """O and B of a layer's input; O has size 1 where it is not there."""
+  first = x_shape.dims[0]
+  outer = first if first.name == "outer_batch" else mtf.Dimension(
+      "outer_batch", 1)
+  return outer, x_shape.get_dim_by_name("batch")
 
 
 def _mesh_axis(

@@ -90,16 +90,15 @@ def test_figures_are_those_of_the_results():
       assert f"{value:.3f}" in README
   gain = result["gains"]["switch"]
   assert f"{gain['mean_gain']:.3f}" in README
+  assert f"{gain['deviation']:.3f}" in README
   assert f"{gain['spread']:.3f}" in README
   assert f"{result['steps']:,} steps" in README
 
 
-def test_the_switch_model_is_better_beyond_chance():
+def test_every_switch_seed_is_better_than_every_dense_one():
   with open(os.path.join(ROOT, "results/demo/result.json")) as f:
     result = json.load(f)
-  gain = result["gains"]["switch"]
   assert len(result["seeds"]) >= 3
-  assert gain["mean_gain"] > gain["spread"]
   dense, switch = (result["models"][name]["neg_log_perplexity"]
                    for name in ("dense", "switch"))
   assert min(switch) > max(dense)

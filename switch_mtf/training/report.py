@@ -102,7 +102,8 @@ def summarize(
     For each model its parameters, and for each seed its validation neg. log
       perplexity (nats a token) at the last step and its median training speed;
       for each model but the first the gain over the first with the same seed,
-      the gains' mean, and their spread: the standard deviation over the seeds.
+      the gains' mean and standard deviation, and the spread: the range over the
+      seeds of the baseline's or of the model's own figures, whichever is larger.
   """
   figures = {m: {
       "parameters": runs[m, seeds[0]]["parameters"],
@@ -117,7 +118,9 @@ def summarize(
     gains[model] = {
         "gain": (own - base).tolist(),
         "mean_gain": float(np.mean(own - base)),
-        "spread": float(np.std(own - base, ddof=1)) if len(seeds) > 1 else 0.0}
+        "deviation": (
+            float(np.std(own - base, ddof=1)) if len(seeds) > 1 else 0.0),
+        "spread": float(max(np.ptp(own), np.ptp(base)))}
   return {"steps": runs[models[0], seeds[0]]["validation"][-1]["step"],
           "seeds": seeds, "models": figures, "gains": gains}
 
@@ -146,7 +149,8 @@ def verdict(result: dict[str, Any]) -> str:
             f"nats a token after {result['steps']:,} steps each")
     if len(seeds) > 1:
       line += (f" (mean of {len(seeds)} seeds, standard deviation "
-               f"{gain['spread']:.4f}, smallest {min(gain['gain']):.4f})")
+               f"{gain['deviation']:.4f}, smallest {min(gain['gain']):.4f}; "
+               f"the figures of one model range over {gain['spread']:.4f})")
     lines.append(line + ".")
   return "\n".join(lines)
 

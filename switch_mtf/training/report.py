@@ -102,8 +102,8 @@ def summarize(
     For each model its parameters, and for each seed its validation neg. log
       perplexity (nats a token) at the last step and its median training speed;
       for each model but the first the gain over the first with the same seed,
-      the gains' mean and standard deviation, and the spread: the range over the
-      seeds of the baseline's or of the model's own figures, whichever is larger.
+      the gains' mean and standard deviation, and the spread: the range over
+      the seeds of the baseline's or of its own figures, whichever is larger.
   """
   figures = {m: {
       "parameters": runs[m, seeds[0]]["parameters"],

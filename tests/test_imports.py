@@ -150,7 +150,7 @@ def test_gin_is_no_package(folder):
 
 def test_gin_is_the_library():
   import gin
-  assert ROOT not in pathlib.Path(gin.__file__).parents
+  assert ROOT / "gin" not in pathlib.Path(gin.__file__).parents
 
 
 # The tests above can fail.

@@ -100,7 +100,7 @@ class MoeDims:
       num_experts: int,
       hidden_size: int,
       group_size: int,
-      capacity_factor: float,
+      capacity_factor: float | None,
       min_capacity: int,
       num_choices: int = 1,
       decoding: bool = False,
@@ -110,14 +110,16 @@ class MoeDims:
     """Splits the tokens of `x` into groups and gives each expert its slots.
 
     Neither groups nor capacity depend on the mesh, so a layout never changes a
-    result. While decoding, every expert has a slot for every token.
+    result. While decoding, and without a capacity factor, every expert has a
+    slot for every token.
 
     Args:
       x_shape: [outer_batch?, batch, ..., d_model]; all between are tokens.
       num_experts: experts of the layer.
       hidden_size: hidden units of one expert.
       group_size: tokens of a group; a call with fewer tokens is one group.
-      capacity_factor: see `expert_capacity`, like `min_capacity`.
+      capacity_factor: see `expert_capacity`, like `min_capacity`; None drops no
+        token.
       min_capacity: slots.
       num_choices: experts per token.
       decoding: True where `x` is one position of each sequence.
@@ -141,7 +143,7 @@ class MoeDims:
     else:
       _check_groups(tokens, group_size, batch_ways, batch_dim.name)
       group_size = min(group_size, tokens)
-      capacity = expert_capacity(
+      capacity = group_size if capacity_factor is None else expert_capacity(
           group_size, num_experts, capacity_factor, min_capacity)
     return cls(
         outer_batch_dim=outer_batch_dim,
@@ -153,6 +155,11 @@ class MoeDims:
         ff_dim=mtf.Dimension("d_ff", hidden_size),
         choices_dim=mtf.Dimension("choices", num_choices),
         groups_stay=experts_axis is None or experts_axis != batch_axis)
+
+  def with_model_size(self, size: int) -> "MoeDims":
+    """The same, of tokens with `size` features."""
+    return dataclasses.replace(
+        self, model_dim=mtf.Dimension(self.model_dim.name, size))
 
   @property
   def experts_unsplit_dim(self) -> mtf.Dimension:

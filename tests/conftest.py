@@ -31,7 +31,8 @@ def make_context(
       mesh=mesh, mode=mode, train=mode == "train", losses=[],
       num_microbatches=1, nonpadding=nonpadding, variable_dtype=dtype,
       activation_dtype=tf.float32,
-      model=types.SimpleNamespace(layout=layout, mesh_shape=mesh_shape))
+      model=types.SimpleNamespace(
+          layout=layout, mesh_shape=mesh_shape, autoregressive=False))
 
 
 def constant(mesh, values, dims):

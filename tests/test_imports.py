@@ -30,14 +30,15 @@ ALLOWED = {
 }
 
 # Inside layers: the layer joins the others, which know the result, not each
-# other. stateless, losses and summaries are leaves.
+# other. The first line are leaves.
 LAYERS = {
-    "stateless": [], "losses": [], "summaries": [],
-    "routing": ["stateless", "losses"],
+    "stateless": [], "losses": [], "summaries": [], "initialization": [],
+    "slots": [],
     "exploration": ["stateless"],
-    "routers": ["routing", "exploration", "stateless", "losses"],
+    "routing": ["exploration", "initialization", "losses", "slots"],
+    "routers": ["routing", "exploration", "stateless", "losses", "slots"],
     "dispatch": ["routing"],
-    "experts": ["stateless"],
+    "experts": ["stateless", "initialization"],
 }
 
 

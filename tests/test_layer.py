@@ -19,6 +19,7 @@ from conftest import (
 
 from switch_mtf.layers import stateless
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
+from switch_mtf.layers.exploration import InputJitter
 from switch_mtf.layers.routing import SwitchRouter
 from switch_mtf.layers.switch_ffn import SwitchFFN
 
@@ -31,7 +32,7 @@ DISPATCHERS = {"einsum": EinsumDispatcher, "gather": GatherDispatcher}
 def make_layer(experts, group_size, *, jitter=0.0, **changed):
   arguments = dict(hidden_size=HIDDEN, min_capacity=1)
   return SwitchFFN(num_experts=experts, group_size=group_size,
-                   router=SwitchRouter(jitter), **(arguments | changed))
+                   router=SwitchRouter(InputJitter(jitter)), **(arguments | changed))
 
 
 # Against the oracle. batch, length, experts, group_size, capacity factor,
@@ -389,10 +390,12 @@ def test_variables(name, activation):
 
 @pytest.mark.parametrize("name, value, what", [
     ("num_experts", 0, "at least 1"), ("group_size", 0, "at least 1"),
-    ("min_capacity", 0, "at least 1"),
+    ("min_capacity", 0, "at least 1"), ("hidden_size", 0, "at least 1, or None"),
     ("dropout_rate", 1, r"in \[0, 1\)"), ("dropout_rate", -1, r"in \[0, 1\)"),
-    ("capacity_factor_train", 0, "greater than 0"),
-    ("capacity_factor_eval", -1, "greater than 0")])
+    ("capacity_factor_train", 0, "greater than 0, or None"),
+    ("capacity_factor_eval", -1, "greater than 0, or None"),
+    ("load_balancing_coef", -1, "at least 0"),
+    ("router_z_coef", -.5, "at least 0")])
 def test_out_of_range(name, value, what):
   with pytest.raises(ValueError, match=rf"^SwitchFFN: {name} must be {what}, "
                      rf"with {name}={value}\. Set SwitchFFN\.{name}\.(\n|$)"):

@@ -8,6 +8,7 @@ from conftest import BuiltLayer, random_weights
 from mesh_tensorflow.transformer.moe import MoE1D
 
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
+from switch_mtf.layers.exploration import Argmax
 from switch_mtf.layers.routing import SwitchRouter
 from switch_mtf.layers.switch_ffn import SwitchFFN
 
@@ -45,7 +46,7 @@ def ours(case, dispatcher=None):
       num_experts=experts, hidden_size=HIDDEN, group_size=group,
       **factors(mode, factor), min_capacity=minimum,
       load_balancing_coef=LOSS_COEF,
-      router=SwitchRouter(jitter=0.0), dispatcher=dispatcher)
+      router=SwitchRouter(Argmax()), dispatcher=dispatcher)
   return BuiltLayer(layer, f"batch:{batch},length:{length},d_model:{MODEL}",
                     mode=mode, gradients=True)
 
@@ -125,7 +126,7 @@ def test_documented_difference_padding_in_the_load_balancing_loss():
   common = dict(num_experts=2, hidden_size=3, group_size=8)
   shape = "batch:1,length:8,d_model:1"
   mine = BuiltLayer(SwitchFFN(
-      load_balancing_coef=1.0, router=SwitchRouter(0.0), **common), shape)(
+      load_balancing_coef=1.0, router=SwitchRouter(Argmax()), **common), shape)(
           weights, x, real)
   right = BuiltLayer(MoE1D(
       moe_gating="switch", loss_coef=1.0, switch_jitter=0.0, **common), shape,

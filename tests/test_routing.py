@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from switch_mtf.dims import MoeDims
-from switch_mtf.layers.routing import SwitchRouter, invert
+from switch_mtf.layers.routing import SwitchRouter
+from switch_mtf.layers.slots import invert
 
 
 def make_dims(groups, tokens, experts, capacity, *, outer=1, choices=1):
@@ -34,9 +35,11 @@ def assign(mesh, probs, capacity, real=None):
   tokens, experts = probs.shape
   real = np.ones(tokens) if real is None else np.asarray(real)
   dims = make_dims(1, tokens, experts, capacity)
-  routing = SwitchRouter().assign(
-      constant(mesh, probs[None, None], dims.OGSE),
-      constant(mesh, real.astype(np.float32)[None, None], dims.OGS), dims)
+  logits = np.log(np.maximum(probs, 1e-30))
+  routing = SwitchRouter().route(
+      constant(mesh, logits[None, None], dims.OGSE),
+      constant(mesh, real.astype(np.float32)[None, None], dims.OGS), dims,
+      train=False)
   names = ["expert_OGSK", "slot_OGSK", "weight_OGSK", "choice_OGEC"]
   values = evaluate(lower(mesh), [
       *(getattr(routing, name) for name in names), *routing.metrics.values()])
@@ -160,13 +163,6 @@ def test_other_dimensions_are_refused(new_mesh, wrong):
                    make_context(mesh))
 
 
-@pytest.mark.parametrize("jitter", [-.1, 1.0])
-def test_jitter_out_of_range(jitter):
-  with pytest.raises(ValueError, match=rf"^SwitchRouter: jitter must be in "
-                     rf"\[0, 1\), with jitter={jitter}\. Set SwitchRouter\."):
-    SwitchRouter(jitter)
-
-
 # Properties.
 
 SIZES = [  # outer, groups, tokens, experts, capacity
@@ -199,9 +195,9 @@ def test_properties(outer, groups, tokens, experts, capacity):
   shape = [outer, groups, tokens]
   probs = tf.placeholder(tf.float32, [*shape, experts])
   real = tf.placeholder(tf.float32, shape)
-  routing = SwitchRouter().assign(
-      mtf.import_tf_tensor(mesh, probs, mtf.Shape(dims.OGSE)),
-      mtf.import_tf_tensor(mesh, real, mtf.Shape(dims.OGS)), dims)
+  routing = SwitchRouter().route(
+      mtf.import_tf_tensor(mesh, tf.log(probs), mtf.Shape(dims.OGSE)),
+      mtf.import_tf_tensor(mesh, real, mtf.Shape(dims.OGS)), dims, train=False)
   lowering = lower(mesh)
   outputs = [lowering.export_to_tf_tensor(t) for t in (
       routing.expert_OGSK, routing.slot_OGSK, routing.choice_OGEC,

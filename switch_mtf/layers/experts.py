@@ -1,15 +1,17 @@
-"""One feed-forward network per expert, all of them as batched matmuls."""
+"""One network per expert, all of them as batched matmuls."""
 
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.dims import MoeDims, check_shape
+from switch_mtf.dims import MoeDims, check_shape, unsplit
 from switch_mtf.layers import stateless
+from switch_mtf.layers.initialization import kernel_initializer
 
 
 def expert_ffn(
     x_EXM: mtf.Tensor,
     dims: MoeDims,
+    output_dim: mtf.Dimension,
     *,
     activation: str | list[str],
     dropout_rate: float,
@@ -25,6 +27,7 @@ def expert_ffn(
   Args:
     x_EXM: [experts, expert_tokens, d_model] - filled slots.
     dims: sizes.
+    output_dim: of the results; d_model in a feed-forward layer.
     activation: name of a Mesh-TF function, or a list of names whose results are
       multiplied, such as ["gelu", "linear"] for GEGLU.
     dropout_rate: probability of dropping a hidden unit, in [0, 1).
@@ -32,7 +35,7 @@ def expert_ffn(
     variable_dtype: of the weights.
 
   Returns:
-    [experts, expert_tokens, d_model] - results.
+    [experts, expert_tokens, output_dim] - results.
 
   Raises:
     ValueError: if `x` does not have the dimensions above, in that order.
@@ -41,13 +44,49 @@ def expert_ffn(
   h_EXF = mtf.layers.dense_product(
       x_EXM, reduced_dims=[dims.model_dim], new_dims=[dims.ff_dim],
       expert_dims=[dims.experts_dim], activation_functions=activation,
-      use_bias=False, variable_dtype=variable_dtype, name="wi")
+      use_bias=False, kernel_initializer=kernel_initializer(),
+      variable_dtype=variable_dtype, name="wi")
   if train and dropout_rate:
     h_EXF *= _dropout_mask(h_EXF, dropout_rate)
   return mtf.layers.dense(
-      h_EXF, [dims.model_dim], reduced_dims=[dims.ff_dim],
+      h_EXF, [output_dim], reduced_dims=[dims.ff_dim],
       expert_dims=[dims.experts_dim], use_bias=False,
-      variable_dtype=variable_dtype, name="wo")
+      kernel_initializer=kernel_initializer(), variable_dtype=variable_dtype,
+      name="wo")
+
+
+def expert_linear(
+    x_EXM: mtf.Tensor,
+    dims: MoeDims,
+    output_dim: mtf.Dimension,
+    *,
+    variable_dtype: mtf.VariableDType,
+) -> mtf.Tensor:
+  """Applies to each slot the linear map of its expert: y = x W_out.
+
+  Switch Transformer, https://arxiv.org/abs/2101.03961, appendix A.
+
+  Args:
+    x_EXM: [experts, expert_tokens, d_model] - filled slots.
+    dims: sizes.
+    output_dim: of the results.
+    variable_dtype: of the weights.
+
+  Returns:
+    [experts, expert_tokens, output_dim] - results.
+
+  Raises:
+    ValueError: if `x` does not have the dimensions above, in that order.
+  """
+  check_shape(x_EXM, dims.EXM, "expert_linear x")
+  # The kernel cannot carry one name twice.
+  input_dim = unsplit(dims.model_dim)
+  x_EXM = mtf.rename_dimension(x_EXM, dims.model_dim.name, input_dim.name)
+  return mtf.layers.dense(
+      x_EXM, [output_dim], reduced_dims=[input_dim],
+      expert_dims=[dims.experts_dim], use_bias=False,
+      kernel_initializer=kernel_initializer(), variable_dtype=variable_dtype,
+      name="wo")
 
 
 def _dropout_mask(h_EXF: mtf.Tensor, rate: float) -> mtf.Tensor:

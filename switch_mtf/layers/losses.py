@@ -50,3 +50,29 @@ def load_balancing_loss(
       f_OGE * share(probs_OGSE), reduced_dim=dims.experts_unsplit_dim)
   groups = mtf.reduce_sum(mtf.minimum(tokens_OG, 1.0))
   return mtf.reduce_sum(loss_OG) / mtf.maximum(groups, 1.0)
+
+
+def router_z_loss(
+    logits_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
+) -> mtf.Tensor:
+  """Mean over real tokens of (log sum_j exp logit_j)^2: keeps logits small.
+
+  Zoph et al., ST-MoE, https://arxiv.org/abs/2202.08906, equation 5. Not scaled
+  by a coefficient.
+
+  Args:
+    logits_OGSE: float32 [outer_batch, batch, group, experts_unsplit].
+    nonpadding_OGS: float32 [outer_batch, batch, group] - 1 for a real token.
+    dims: sizes.
+
+  Returns:
+    float32 [] - the loss.
+
+  Raises:
+    ValueError: if an argument's dimensions are not those above, in that order.
+  """
+  check_shape(logits_OGSE, dims.OGSE, "router_z_loss logits")
+  check_shape(nonpadding_OGS, dims.OGS, "router_z_loss nonpadding")
+  log_z_OGS = mtf.reduce_logsumexp(logits_OGSE, dims.experts_unsplit_dim)
+  tokens = mtf.maximum(mtf.reduce_sum(nonpadding_OGS), 1.0)
+  return mtf.reduce_sum(mtf.square(log_z_OGS) * nonpadding_OGS) / tokens

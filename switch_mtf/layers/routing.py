@@ -1,7 +1,8 @@
 """Who goes where: `Routing` is the answer, a `Router` finds it.
 
 A router sees grouped tokens and knows nothing of the mesh, of the experts or of
-how rows are moved. `dispatch.py` acts on the answer.
+how rows are moved. `dispatch.py` acts on the answer. The paper's router is
+here, others are in `routers.py`.
 """
 
 import abc
@@ -12,8 +13,10 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
 from switch_mtf.dims import MoeDims, check_shape
-from switch_mtf.layers import stateless
-from switch_mtf.layers.losses import load_balancing_loss
+from switch_mtf.layers.exploration import Exploration, InputJitter
+from switch_mtf.layers.initialization import kernel_initializer
+from switch_mtf.layers.losses import load_balancing_loss, router_z_loss
+from switch_mtf.layers.slots import fill_slots, invert, top_experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +50,17 @@ class Router(abc.ABC):
   Switch Transformer, https://arxiv.org/abs/2101.03961, section 2.
   """
 
-  def __init__(self, jitter: float = 1e-2):
+  def __init__(
+      self, exploration: Exploration | None = None, float32: bool = True):
     """Records the hyperparameters.
 
     Args:
-      jitter: in training the router's input is multiplied by a number drawn
-        from [1 - jitter, 1 + jitter]; the experts never see it. 0 turns it off.
-
-    Raises:
-      ValueError: if jitter is not in [0, 1).
+      exploration: the noise of training; InputJitter() by default.
+      float32: False computes in the dtype of the activations, to show why not
+        to.
     """
-    if not 0 <= jitter < 1:
-      raise ValueError(
-          f"{type(self).__name__}: jitter must be in [0, 1), with "
-          f"jitter={jitter}. Set {type(self).__name__}.jitter.")
-    self.jitter = jitter
+    self.exploration = exploration or InputJitter()
+    self.float32 = float32
 
   def __call__(
       self, x_OGSM: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims,
@@ -86,43 +85,111 @@ class Router(abc.ABC):
     check_shape(
         nonpadding_OGS, dims.OGS, f"{type(self).__name__} nonpadding")
     logits_OGSE = self._logits(x_OGSM, dims, context)
-    probs_OGSE = mtf.softmax(logits_OGSE, reduced_dim=dims.experts_unsplit_dim)
-    return self.assign(probs_OGSE, nonpadding_OGS, dims)
+    return self.route(logits_OGSE, nonpadding_OGS, dims, context.train)
 
-  @abc.abstractmethod
-  def assign(
-      self, probs_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
+  def route(
+      self, logits_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims,
+      train: bool,
   ) -> Routing:
-    """The step in which routers differ: probabilities in, routing out.
+    """What `__call__` does after the linear layer.
 
     Args:
-      probs_OGSE: float32 [outer_batch, batch, group, experts_unsplit] - sums to
-        1 over experts.
+      logits_OGSE: [outer_batch, batch, group, experts_unsplit] - h(x).
       nonpadding_OGS: as in `__call__`.
       dims: sizes.
+      train: turns the noise on.
 
     Returns:
       The routing.
     """
+    probs_OGSE = self.probabilities(logits_OGSE, nonpadding_OGS, dims)
+    preference_OGSE = probs_OGSE
+    if train:
+      preference_OGSE = self.exploration.preference(
+          logits_OGSE, probs_OGSE, dims)
+    expert_OGSK, slot_OGSK, weight_OGSK = self.assign(
+        probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train)
+    kept_OGSK = mtf.cast(
+        mtf.less(slot_OGSK, dims.capacity_dim.size), tf.float32)
+    logits_OGSE, probs_OGSE = map(mtf.to_float, (logits_OGSE, probs_OGSE))
+    wanted_OGSE = self.wanted(expert_OGSK, kept_OGSK, dims)
+    return Routing(
+        expert_OGSK=expert_OGSK,
+        slot_OGSK=slot_OGSK,
+        weight_OGSK=mtf.to_float(weight_OGSK) * kept_OGSK,
+        choice_OGEC=invert(expert_OGSK, slot_OGSK, dims),
+        losses={
+            **self.balancing_losses(
+                probs_OGSE, expert_OGSK, nonpadding_OGS, dims),
+            "router_z_loss": router_z_loss(logits_OGSE, nonpadding_OGS, dims)},
+        metrics=routing_metrics(
+            logits_OGSE, probs_OGSE, wanted_OGSE, expert_OGSK, kept_OGSK,
+            nonpadding_OGS, dims))
+
+  @abc.abstractmethod
+  def assign(
+      self, probs_OGSE: mtf.Tensor, preference_OGSE: mtf.Tensor,
+      nonpadding_OGS: mtf.Tensor, dims: MoeDims, train: bool,
+  ) -> tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]:
+    """The step in which routers differ: probabilities in, choices out.
+
+    Args:
+      probs_OGSE: [outer_batch, batch, group, experts_unsplit] - the router's
+        probabilities.
+      preference_OGSE: same shape - by which a token ranks the experts: `probs`,
+        unless the exploration says otherwise.
+      nonpadding_OGS: as in `__call__`.
+      dims: sizes.
+      train: whether the model is being trained.
+
+    Returns:
+      expert_OGSK and slot_OGSK of the `Routing`, and the weights that the
+        choices have if they are kept, OGSK.
+    """
+
+  def num_choices(self, num_experts: int) -> int:
+    """K: how many experts a token may use, of `num_experts`."""
+    return 1
+
+  def probabilities(
+      self, logits_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
+  ) -> mtf.Tensor:
+    """Equation 1: softmax over the experts."""
+    return mtf.softmax(logits_OGSE, reduced_dim=dims.experts_unsplit_dim)
+
+  def balancing_losses(
+      self, probs_OGSE: mtf.Tensor, expert_OGSK: mtf.Tensor,
+      nonpadding_OGS: mtf.Tensor, dims: MoeDims,
+  ) -> dict[str, mtf.Tensor]:
+    """What keeps the experts evenly used; by first choices."""
+    return {"load_balancing_loss": load_balancing_loss(
+        probs_OGSE, choice_mask(expert_OGSK, 0, dims), nonpadding_OGS, dims)}
+
+  def wanted(
+      self, expert_OGSK: mtf.Tensor, kept_OGSK: mtf.Tensor, dims: MoeDims
+  ) -> mtf.Tensor:
+    """1 where a token counts in an expert's load: its first choice; OGSE."""
+    return choice_mask(expert_OGSK, 0, dims)
 
   def _logits(
       self, x_OGSM: mtf.Tensor, dims: MoeDims, context
   ) -> mtf.Tensor:
-    """h(x) = W_r x, after the noise; float32 OGSE."""
-    x_OGSM = mtf.to_float(x_OGSM)
-    if context.train and self.jitter:
-      noise_OGSM = stateless.uniform(x_OGSM.mesh, dims.OGSM, "jitter")
-      x_OGSM *= 1.0 + self.jitter * (2.0 * noise_OGSM - 1.0)
+    """h(x) = W_r x, after the noise; OGSE."""
+    dtype = tf.float32 if self.float32 else x_OGSM.dtype
+    x_OGSM = mtf.cast(x_OGSM, dtype)
+    if context.train:
+      x_OGSM = self.exploration.perturb(x_OGSM, dims)
     stored = context.variable_dtype
     return mtf.layers.dense(
         x_OGSM, [dims.experts_unsplit_dim], reduced_dims=[dims.model_dim],
-        use_bias=False, name="router", variable_dtype=mtf.VariableDType(
-            stored.master_dtype, stored.slice_dtype, tf.float32))
+        use_bias=False, kernel_initializer=kernel_initializer(), name="router",
+        variable_dtype=mtf.VariableDType(
+            stored.master_dtype, stored.slice_dtype, dtype))
 
 
 @gin.configurable
 class SwitchRouter(Router):
-  """Sends each token to its most probable expert, in order of position.
+  """Sends each token to its most probable expert.
 
   An expert takes the first `capacity` tokens of a group that choose it. A later
   one is dropped: the layer adds nothing to it and the residual connection
@@ -131,122 +198,120 @@ class SwitchRouter(Router):
   Switch Transformer, https://arxiv.org/abs/2101.03961, sections 2.1 and 2.2.
   """
 
+  def __init__(
+      self, exploration: Exploration | None = None, prioritized: bool = False,
+      float32: bool = True):
+    """Records the hyperparameters.
+
+    Args:
+      exploration: see the base class, like `float32`.
+      prioritized: an expert takes the surest tokens instead of the first ones
+        (batch-prioritised routing, Riquelme et al., arXiv 2106.05974).
+      float32: see the base class.
+    """
+    super().__init__(exploration, float32)
+    self.prioritized = prioritized
+
   def assign(
-      self, probs_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
-  ) -> Routing:
+      self, probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train):
     """See the base class; the weight is the router probability (equation 2)."""
-    expert_OGS = mtf.argmax(probs_OGSE, dims.experts_unsplit_dim)
-    chosen_OGSE = mtf.one_hot(
-        expert_OGS, dims.experts_unsplit_dim, dtype=tf.float32)
-    slot_OGS = take_slots(chosen_OGSE * nonpadding_OGS, dims)
-    kept_OGS = mtf.cast(
-        mtf.less(slot_OGS, dims.capacity_dim.size), tf.float32)
-    prob_OGS = mtf.reduce_sum(
-        probs_OGSE * chosen_OGSE, reduced_dim=dims.experts_unsplit_dim)
-
-    def one_choice(y_OGS: mtf.Tensor) -> mtf.Tensor:
-      return mtf.reshape(y_OGS, dims.OGSK)
-
-    expert_OGSK = one_choice(expert_OGS)
-    slot_OGSK = one_choice(slot_OGS)
-    return Routing(
-        expert_OGSK=expert_OGSK,
-        slot_OGSK=slot_OGSK,
-        weight_OGSK=one_choice(prob_OGS * kept_OGS),
-        choice_OGEC=invert(expert_OGSK, slot_OGSK, dims),
-        losses={"load_balancing_loss": load_balancing_loss(
-            probs_OGSE, chosen_OGSE, nonpadding_OGS, dims)},
-        metrics=routing_metrics(
-            probs_OGSE, chosen_OGSE, kept_OGS, nonpadding_OGS, dims))
+    expert_OGSK = top_experts(preference_OGSE, dims)
+    prob_OGSK = choice_probs(probs_OGSE, expert_OGSK, dims)
+    slot_OGSK = fill_slots(
+        expert_OGSK, mtf.reshape(nonpadding_OGS, dims.OGSK), dims,
+        priority_OGS=choice(prob_OGSK, 0, dims) if self.prioritized else None)
+    return expert_OGSK, slot_OGSK, prob_OGSK
 
 
-def take_slots(chosen_OGSE: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
-  """Numbers the tokens of each expert in order of position.
-
-  Args:
-    chosen_OGSE: float32 - 1 where a real token chooses the expert; all 0 for
-      padding.
-    dims: sizes.
-
-  Returns:
-    int32 [outer_batch, batch, group] - the slot, `capacity` where the expert is
-    full or the token is padding.
-  """
-  capacity = dims.capacity_dim.size
-
-  def count(chosen: tf.Tensor) -> tf.Tensor:
-    place = tf.reduce_sum(
-        tf.cumsum(chosen, axis=-2, exclusive=True) * chosen, axis=-1)
-    slot = tf.minimum(tf.cast(place, tf.int32), capacity)
-    real = tf.reduce_sum(chosen, axis=-1) > 0
-    return tf.where(real, slot, tf.fill(tf.shape(slot), capacity))
-
-  return mtf.slicewise(
-      count, [chosen_OGSE], output_shape=mtf.Shape(dims.OGS),
-      output_dtype=tf.int32, splittable_dims=dims.OG, grad_function=0,
-      name="take_slots")
-
-
-def invert(
-    expert_OGSK: mtf.Tensor, slot_OGSK: mtf.Tensor, dims: MoeDims
+def choice_mask(
+    expert_OGSK: mtf.Tensor, k: int, dims: MoeDims
 ) -> mtf.Tensor:
-  """Finds the choice that holds each slot: `Routing.choice_OGEC`."""
-  experts, capacity = dims.experts_dim.size, dims.capacity_dim.size
-  choices = dims.group_size_dim.size * dims.choices_dim.size
+  """1 at the expert of a token's k-th choice, else 0; float32 OGSE."""
+  return mtf.one_hot(
+      choice(expert_OGSK, k, dims), dims.experts_unsplit_dim, dtype=tf.float32)
 
-  def scatter(expert: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
-    outer, groups = expert.shape.as_list()[:2]
-    lines = outer * groups
-    # Dropped choices all go to one extra place per group, then cut off.
-    place = tf.where(
-        slot < capacity, expert * capacity + slot,
-        tf.fill(tf.shape(slot), experts * capacity))
-    place = tf.reshape(place, [lines, choices])
-    line = tf.broadcast_to(tf.range(lines)[:, None], [lines, choices])
-    empty = tf.fill([lines, experts * capacity + 1], choices)
-    taken = tf.tensor_scatter_nd_update(
-        empty, tf.stack([line, place], axis=-1),
-        tf.broadcast_to(tf.range(choices), [lines, choices]))
-    return tf.reshape(taken[:, :-1], [outer, groups, experts, capacity])
 
-  return mtf.slicewise(
-      scatter, [expert_OGSK, slot_OGSK], output_shape=mtf.Shape(dims.OGEC),
-      output_dtype=tf.int32, splittable_dims=dims.OG, grad_function=0,
-      name="invert_routing")
+def choice(y_OGSK: mtf.Tensor, k: int, dims: MoeDims) -> mtf.Tensor:
+  """The k-th choice; OGS."""
+  if dims.choices_dim.size > 1:
+    y_OGSK = mtf.slice(y_OGSK, k, 1, dims.choices_dim.name)
+  return mtf.reshape(y_OGSK, dims.OGS)
+
+
+def choice_probs(
+    probs_OGSE: mtf.Tensor, expert_OGSK: mtf.Tensor, dims: MoeDims
+) -> mtf.Tensor:
+  """The probability of the expert of each choice; OGSK."""
+  mask = mtf.one_hot(
+      expert_OGSK, dims.experts_unsplit_dim, dtype=probs_OGSE.dtype)
+  return mtf.reduce_sum(
+      probs_OGSE * mask, output_shape=mtf.Shape(dims.OGSK))
 
 
 def routing_metrics(
-    probs_OGSE: mtf.Tensor, chosen_OGSE: mtf.Tensor, kept_OGS: mtf.Tensor,
-    nonpadding_OGS: mtf.Tensor, dims: MoeDims,
+    logits_OGSE: mtf.Tensor, probs_OGSE: mtf.Tensor, wanted_OGSE: mtf.Tensor,
+    expert_OGSK: mtf.Tensor, kept_OGSK: mtf.Tensor, nonpadding_OGS: mtf.Tensor,
+    dims: MoeDims,
 ) -> dict[str, mtf.Tensor]:
   """Summarises a routing over all real tokens.
 
   Args:
+    logits_OGSE: float32 - before the softmax.
     probs_OGSE: float32 - router probabilities.
-    chosen_OGSE: float32 - 1 at a token's first choice.
-    kept_OGS: float32 - 1 where the token got a slot.
+    wanted_OGSE: float32 - 1 where a token counts in an expert's load.
+    expert_OGSK: int32 - of the routing.
+    kept_OGSK: float32 - 1 where a choice got a slot.
     nonpadding_OGS: float32 - 1 for a real token.
     dims: sizes.
 
   Returns:
     `expert_load`: [experts_unsplit] - share of the tokens that choose each
       expert; sums to 1.
-    `dropped_fraction`: [] - share of the tokens that got no slot.
+    `expert_dropped_fraction`: [experts_unsplit] - share of those that it had no
+      slot for.
+    `expert_probability`: [experts_unsplit] - their mean router probability.
+    `dead_experts`: [] - experts that no token chooses.
+    `dropped_fraction`: [] - share of the tokens that no expert had a slot for.
     `router_entropy`: [] - mean entropy of the router's distribution, in nats.
     `router_probability`: [] - mean probability of the expert chosen.
+    `router_logit_norm`: [] - mean length of the vector of logits.
+    `capacity_factor`: [] - slots over tokens, after rounding and the minimum.
   """
   real = mtf.reduce_sum(nonpadding_OGS)
   tokens = mtf.maximum(real, 1.0)
-  load_E = mtf.reduce_sum(
-      chosen_OGSE * nonpadding_OGS, output_shape=[dims.experts_unsplit_dim])
+
+  def mean(y_OGS: mtf.Tensor) -> mtf.Tensor:
+    return mtf.reduce_sum(y_OGS * nonpadding_OGS) / tokens
+
+  def per_expert(y_OGSE: mtf.Tensor) -> mtf.Tensor:
+    return mtf.reduce_sum(y_OGSE, output_shape=[dims.experts_unsplit_dim])
+
+  wanted_OGSE *= nonpadding_OGS
+  count_E = per_expert(wanted_OGSE)
+  total = mtf.maximum(mtf.reduce_sum(count_E), 1.0)
+  kept_OGSE = wanted_OGSE * mtf.reduce_sum(
+      mtf.one_hot(expert_OGSK, dims.experts_unsplit_dim, dtype=tf.float32)
+      * kept_OGSK, reduced_dim=dims.choices_dim)
+  prob_E = per_expert(probs_OGSE * wanted_OGSE)
+  some_E = mtf.maximum(count_E, 1.0)
   entropy_OGS = -mtf.reduce_sum(
       probs_OGSE * mtf.log(probs_OGSE + 1e-9),
       reduced_dim=dims.experts_unsplit_dim)
-  kept = mtf.reduce_sum(kept_OGS * nonpadding_OGS)
-  prob = mtf.reduce_sum(probs_OGSE * chosen_OGSE * nonpadding_OGS)
+  norm_OGS = mtf.sqrt(mtf.reduce_sum(
+      mtf.square(logits_OGSE), reduced_dim=dims.experts_unsplit_dim))
+  kept_OGS = mtf.reduce_max(kept_OGSK, reduced_dim=dims.choices_dim)
+  slots = dims.capacity_dim.size * dims.experts_dim.size
   return {
-      "expert_load": load_E / tokens,
-      "dropped_fraction": (real - kept) / tokens,
-      "router_entropy": mtf.reduce_sum(entropy_OGS * nonpadding_OGS) / tokens,
-      "router_probability": prob / tokens,
+      "expert_load": count_E / total,
+      "expert_dropped_fraction": (count_E - per_expert(kept_OGSE)) / some_E,
+      "expert_probability": prob_E / some_E,
+      "dead_experts": mtf.reduce_sum(
+          mtf.cast(mtf.equal(count_E, 0.0), tf.float32)),
+      "dropped_fraction": (
+          real - mtf.reduce_sum(kept_OGS * nonpadding_OGS)) / tokens,
+      "router_entropy": mean(entropy_OGS),
+      "router_probability": mtf.reduce_sum(prob_E) / total,
+      "router_logit_norm": mean(norm_OGS),
+      "capacity_factor": mtf.constant(
+          probs_OGSE.mesh, slots / dims.group_size_dim.size, dtype=tf.float32),
   }

@@ -51,4 +51,4 @@ def record(context, metrics: dict[str, mtf.Tensor]) -> None:
 
 def layer_place(scope: str) -> str:
   """'encoder/block_000/layer_001/SwitchFFN' without its class name."""
-  return scope.rpartition("/")[0]
+  return scope.removesuffix("SwitchFFN").rstrip("/")

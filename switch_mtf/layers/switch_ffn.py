@@ -12,7 +12,7 @@ from mesh_tensorflow.transformer import transformer
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers import summaries
 from switch_mtf.layers.dispatch import Dispatcher, default_dispatcher
-from switch_mtf.layers.experts import expert_ffn
+from switch_mtf.layers.experts import expert_ffn, expert_linear
 from switch_mtf.layers.routing import Router, SwitchRouter
 
 
@@ -29,14 +29,15 @@ class SwitchFFN(transformer.TransformerLayer):
   def __init__(
       self,
       num_experts: int = 8,
-      hidden_size: int = 2048,
+      hidden_size: int | None = 2048,
       activation: str | list[str] = "relu",
       group_size: int = 1024,
-      capacity_factor_train: float = 1.25,
-      capacity_factor_eval: float = 2.0,
+      capacity_factor_train: float | None = 1.25,
+      capacity_factor_eval: float | None = 2.0,
       min_capacity: int = 4,
       dropout_rate: float = 0.0,
       load_balancing_coef: float = 1e-2,
+      router_z_coef: float = 0.0,
       router: Router | None = None,
       dispatcher: Dispatcher | None = None,
   ):
@@ -44,30 +45,26 @@ class SwitchFFN(transformer.TransformerLayer):
 
     Args:
       num_experts: experts of the layer.
-      hidden_size: hidden units of one expert.
+      hidden_size: hidden units of one expert; None makes an expert one linear
+        map.
       activation: see `expert_ffn`.
       group_size: tokens that compete for slots; must divide the tokens of each
         processor, exactly. A call with fewer tokens is one group.
-      capacity_factor_train: slots of all experts over tokens, in training.
+      capacity_factor_train: slots of all experts over tokens, in training;
+        None drops nothing, at the cost of a slot for every token and expert.
       capacity_factor_eval: the same in evaluation and scoring. Decoding drops
-        nothing.
+        nothing, so that only with None scores agree with it exactly.
       min_capacity: lower bound of an expert's slots for one group.
       dropout_rate: expert dropout, on the hidden units.
       load_balancing_coef: alpha of equation 4. Losses of layers are added up.
+      router_z_coef: of the router z-loss; ST-MoE takes 1e-3.
       router: a `Router`; SwitchRouter() by default.
       dispatcher: a `Dispatcher`; by default einsum on TPU, gather elsewhere.
 
     Raises:
       ValueError: if a number is out of its range.
     """
-    _check_range("num_experts", num_experts, num_experts >= 1, "at least 1")
-    _check_range("group_size", group_size, group_size >= 1, "at least 1")
-    _check_range("min_capacity", min_capacity, min_capacity >= 1, "at least 1")
-    _check_range(
-        "dropout_rate", dropout_rate, 0 <= dropout_rate < 1, "in [0, 1)")
-    for name, factor in (("capacity_factor_train", capacity_factor_train),
-                         ("capacity_factor_eval", capacity_factor_eval)):
-      _check_range(name, factor, factor > 0, "greater than 0")
+    _check_options(dict(locals()))
     self.num_experts = num_experts
     self.hidden_size = hidden_size
     self.activation = activation
@@ -77,6 +74,7 @@ class SwitchFFN(transformer.TransformerLayer):
     self.min_capacity = min_capacity
     self.dropout_rate = dropout_rate
     self.load_balancing_coef = load_balancing_coef
+    self.router_z_coef = router_z_coef
     self.router = router or SwitchRouter()
     self.dispatcher = dispatcher
 
@@ -96,22 +94,40 @@ class SwitchFFN(transformer.TransformerLayer):
     Raises:
       ValueError: if tokens, groups or experts do not divide (see `MoeDims`).
     """
+    return self.project(context, x, x.shape.dims[-1])
+
+  def project(
+      self, context: transformer.Context, x: mtf.Tensor,
+      output_dim: mtf.Dimension,
+  ) -> mtf.Tensor:
+    """Like `call`, to `output_dim` in place of d_model."""
     dims = self._dims(context, x.shape)
     x_OGSM = mtf.reshape(x, dims.OGSM)
     nonpadding_OGS = _nonpadding(context, x, dims)
     dispatcher = self.dispatcher or default_dispatcher(x.mesh)
+    output_dims = dims.with_model_size(output_dim.size)
 
     routing = self.router(x_OGSM, nonpadding_OGS, dims, context)
     h_EXM = dispatcher.to_experts(x_OGSM, routing, dims)
-    h_EXM = expert_ffn(
-        h_EXM, dims, activation=self.activation,
-        dropout_rate=self.dropout_rate, train=context.train,
-        variable_dtype=context.variable_dtype)
-    y_OGSM = dispatcher.from_experts(h_EXM, routing, dims)
+    h_EXM = self._experts(h_EXM, dims, output_dims.model_dim, context)
+    y_OGSM = dispatcher.from_experts(h_EXM, routing, output_dims)
 
     self._add_losses(context, routing.losses)
     summaries.record(context, {**routing.metrics, **routing.losses})
-    return mtf.reshape(y_OGSM, x.shape)
+    return mtf.reshape(y_OGSM, [*x.shape.dims[:-1], output_dim])
+
+  def _experts(
+      self, x_EXM: mtf.Tensor, dims: MoeDims, output_dim: mtf.Dimension,
+      context: transformer.Context,
+  ) -> mtf.Tensor:
+    """What happens in the experts."""
+    if self.hidden_size is None:
+      return expert_linear(
+          x_EXM, dims, output_dim, variable_dtype=context.variable_dtype)
+    return expert_ffn(
+        x_EXM, dims, output_dim, activation=self.activation,
+        dropout_rate=self.dropout_rate, train=context.train,
+        variable_dtype=context.variable_dtype)
 
   def _dims(self, context: transformer.Context, x_shape: mtf.Shape) -> MoeDims:
     """Sizes of this call."""
@@ -119,11 +135,12 @@ class SwitchFFN(transformer.TransformerLayer):
     return MoeDims.create(
         x_shape,
         num_experts=self.num_experts,
-        hidden_size=self.hidden_size,
+        hidden_size=self.hidden_size or x_shape.dims[-1].size,
         group_size=self.group_size,
         capacity_factor=(
             self.capacity_factor_train if train else self.capacity_factor_eval),
         min_capacity=self.min_capacity,
+        num_choices=self.router.num_choices(self.num_experts),
         decoding=context.mode == "incremental",
         layout=context.model.layout,
         mesh_shape=context.model.mesh_shape)
@@ -137,10 +154,14 @@ class SwitchFFN(transformer.TransformerLayer):
     """
     if context.losses is None:
       return
-    scale = self.load_balancing_coef / (context.num_microbatches or 1)
-    context.losses.append(
-        mtf.cast(losses["load_balancing_loss"] * scale,
-                 context.activation_dtype))
+    coefs = {"load_balancing_loss": self.load_balancing_coef,
+             "router_z_loss": self.router_z_coef}
+    share = 1.0 / (context.num_microbatches or 1)
+    terms = [losses[name] * (coef * share)
+             for name, coef in coefs.items() if coef and name in losses]
+    if terms:
+      context.losses.append(
+          mtf.cast(mtf.add_n(terms), context.activation_dtype))
 
 
 def _nonpadding(
@@ -155,9 +176,19 @@ def _nonpadding(
   return mtf.reshape(nonpadding, dims.OGS)
 
 
-def _check_range(name: str, value: float, legal: bool, what: str) -> None:
-  """Raises ValueError unless `legal`."""
-  if not legal:
-    raise ValueError(
-        f"SwitchFFN: {name} must be {what}, with {name}={value}. Set "
-        f"SwitchFFN.{name}.")
+def _check_options(options: dict) -> None:
+  """Raises ValueError unless every number is in its range."""
+  for names, is_legal, what in (
+      (("num_experts", "group_size", "min_capacity"), lambda n: n >= 1,
+       "at least 1"),
+      (("hidden_size",), lambda n: n is None or n >= 1, "at least 1, or None"),
+      (("dropout_rate",), lambda n: 0 <= n < 1, "in [0, 1)"),
+      (("capacity_factor_train", "capacity_factor_eval"),
+       lambda n: n is None or n > 0, "greater than 0, or None"),
+      (("load_balancing_coef", "router_z_coef"), lambda n: n >= 0,
+       "at least 0")):
+    for name in names:
+      if not is_legal(options[name]):
+        raise ValueError(
+            f"SwitchFFN: {name} must be {what}, with {name}={options[name]}. "
+            f"Set SwitchFFN.{name}.")

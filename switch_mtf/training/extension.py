@@ -2,7 +2,7 @@
 
 `run_t5.py` calls `install` once. What is done in which mode:
 
-  before the graph    the run's random seed
+  before the graph    the run's random seed; how attention layers start
   train               no line a step; progress, metrics.jsonl, TensorBoard; a
                       clean stop; is there room for the checkpoints
   eval                the layers' metrics, averaged over the targets
@@ -13,7 +13,7 @@ import gin
 import tensorflow.compat.v1 as tf
 
 from switch_mtf import compat
-from switch_mtf.layers import stateless, summaries
+from switch_mtf.layers import initialization, stateless, summaries
 from switch_mtf.training import guards, hooks
 
 ModeKeys = tf.estimator.ModeKeys
@@ -51,8 +51,9 @@ class TrainingExtension(compat.ModelFnExtension):
   """See the module."""
 
   def before_graph(self, run: compat.ModelRun) -> None:
-    """Seeds everything that TensorFlow itself draws."""
+    """Seeds what TensorFlow itself draws; sets how attention starts."""
     tf.set_random_seed(stateless.random_seed())
+    initialization.scale_attention(tf.get_variable_scope())
 
   def explain(
       self, run: compat.ModelRun, error: Exception

@@ -1,0 +1,119 @@
+"""How a router tries other experts than its favourite: appendix C, Table 11.
+
+Only in training. The noise is the router's alone: the experts see the tokens
+as they are, and the weight of a choice is its noiseless softmax probability,
+given the logits.
+"""
+
+import gin
+import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
+
+from switch_mtf.dims import MoeDims
+from switch_mtf.layers import stateless
+
+
+class Exploration:
+  """The contract, and its neutral element: changes nothing."""
+
+  def perturb(self, x_OGSM: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
+    """The router's input, given the tokens; same shape and dtype."""
+    return x_OGSM
+
+  def preference(
+      self, logits_OGSE: mtf.Tensor, probs_OGSE: mtf.Tensor, dims: MoeDims
+  ) -> mtf.Tensor:
+    """What experts are ranked by, largest first; shape of `probs`."""
+    return probs_OGSE
+
+
+@gin.configurable
+class Argmax(Exploration):
+  """No exploration: the most probable expert."""
+
+
+@gin.configurable
+class SampleSoftmax(Exploration):
+  """Draws the expert from softmax(logits / temperature).
+
+  Adds Gumbel noise, so that the largest is such a draw, and the next ones are
+  draws without replacement.
+  """
+
+  def __init__(self, temperature: float = 1.0):
+    """Records the temperature.
+
+    Args:
+      temperature: towards 0 the most probable expert, large any expert.
+
+    Raises:
+      ValueError: if it is not positive.
+    """
+    _check("SampleSoftmax", "temperature", temperature, temperature > 0,
+           "greater than 0")
+    self.temperature = temperature
+
+  def preference(self, logits_OGSE, probs_OGSE, dims):
+    """See the base class."""
+    # From (0, 1), as 0 would be infinite.
+    u_OGSE = 2.0**-25 + stateless.uniform(
+        logits_OGSE.mesh, dims.OGSE, "sample_softmax")
+    gumbel_OGSE = -mtf.log(-mtf.log(u_OGSE))
+    return mtf.to_float(logits_OGSE) / self.temperature + gumbel_OGSE
+
+
+@gin.configurable
+class InputDropout(Exploration):
+  """Drops features of the router's input."""
+
+  def __init__(self, rate: float = 0.1):
+    """Records the rate.
+
+    Args:
+      rate: probability of dropping a feature; kept ones are divided by
+        1 - rate. The paper does not give it; 0.1 is mesh_tensorflow's.
+
+    Raises:
+      ValueError: if it is not in [0, 1).
+    """
+    _check("InputDropout", "rate", rate, 0 <= rate < 1, "in [0, 1)")
+    self.rate = rate
+
+  def perturb(self, x_OGSM, dims):
+    """See the base class."""
+    kept_OGSM = mtf.cast(mtf.greater_equal(
+        stateless.uniform(x_OGSM.mesh, dims.OGSM, "input_dropout"), self.rate),
+                         tf.float32)
+    return x_OGSM * mtf.cast(kept_OGSM / (1.0 - self.rate), x_OGSM.dtype)
+
+
+@gin.configurable
+class InputJitter(Exploration):
+  """Multiplies the router's input by numbers near 1: what the paper uses."""
+
+  def __init__(self, epsilon: float = 1e-2):
+    """Records the size of the noise.
+
+    Args:
+      epsilon: factors are drawn from [1 - epsilon, 1 + epsilon]. The paper does
+        not give it; 0.01 is mesh_tensorflow's.
+
+    Raises:
+      ValueError: if it is not in [0, 1).
+    """
+    _check("InputJitter", "epsilon", epsilon, 0 <= epsilon < 1, "in [0, 1)")
+    self.epsilon = epsilon
+
+  def perturb(self, x_OGSM, dims):
+    """See the base class."""
+    u_OGSM = stateless.uniform(x_OGSM.mesh, dims.OGSM, "jitter")
+    factor_OGSM = 1.0 + self.epsilon * (2.0 * u_OGSM - 1.0)
+    return x_OGSM * mtf.cast(factor_OGSM, x_OGSM.dtype)
+
+
+def _check(who: str, name: str, value: float, legal: bool, what: str) -> None:
+  """Raises ValueError unless `legal`."""
+  if not legal:
+    raise ValueError(
+        f"{who}: {name} must be {what}, with {name}={value}. Set "
+        f"{who}.{name}.")

@@ -1,0 +1,298 @@
+"""The routers that the paper compares its own with, and a later one."""
+
+import gin
+import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
+
+from switch_mtf.layers import stateless
+from switch_mtf.layers.exploration import Exploration, SampleSoftmax
+from switch_mtf.layers.losses import load_balancing_loss
+from switch_mtf.layers.routing import (
+  Router,
+  choice,
+  choice_mask,
+  choice_probs,
+)
+from switch_mtf.layers.slots import fill_slots, rank_tokens, top_experts
+
+
+@gin.configurable
+class AlwaysSecond:
+  """Every token asks for its second expert."""
+
+  def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
+    """1 where a token whose second gate is `gate` asks; float32 OGS."""
+    return mtf.ones_like(gate_OGS)
+
+
+@gin.configurable
+class NeverSecond:
+  """No token asks for its second expert."""
+
+  def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
+    """See `AlwaysSecond`."""
+    return mtf.zeros_like(gate_OGS)
+
+
+@gin.configurable
+class SecondAboveThreshold:
+  """A token asks for its second expert if that gate is above a threshold."""
+
+  def __init__(self, threshold: float = 0.2):
+    """Records the threshold, in [0, 1).
+
+    Raises:
+      ValueError: if it is out of range.
+    """
+    _check_threshold(self, threshold, 0 <= threshold < 1, "in [0, 1)")
+    self.threshold = threshold
+
+  def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
+    """See `AlwaysSecond`."""
+    return mtf.cast(mtf.greater(gate_OGS, self.threshold), tf.float32)
+
+
+@gin.configurable
+class RandomSecond:
+  """A token asks for its second expert with probability gate / threshold."""
+
+  def __init__(self, threshold: float = 0.2):
+    """Records the threshold, in (0, 1]; from there on a token always asks.
+
+    Raises:
+      ValueError: if it is out of range.
+    """
+    _check_threshold(self, threshold, 0 < threshold <= 1, "in (0, 1]")
+    self.threshold = threshold
+
+  def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
+    """See `AlwaysSecond`."""
+    drawn_OGS = stateless.uniform(
+        gate_OGS.mesh, gate_OGS.shape.dims, "second_expert")
+    return mtf.cast(
+        mtf.less(drawn_OGS, mtf.to_float(gate_OGS) / self.threshold),
+        tf.float32)
+
+
+@gin.configurable
+class Top2Router(Router):
+  """Sends each token to its two most probable experts: the MoE of Table 1.
+
+  The weights are the two probabilities, divided by their sum, whether or not
+  both find a slot. First choices are served before all second ones.
+
+  Lepikhin et al., GShard, https://arxiv.org/abs/2006.16668, section 2.2.
+  """
+
+  def __init__(
+      self,
+      exploration: Exploration | None = None,
+      prioritized: bool = False,
+      second_train=None,
+      second_eval=None,
+      second_place_weight: float = 0.0,
+      float32: bool = True,
+  ):
+    """Records the hyperparameters.
+
+    Args:
+      exploration: see the base class, like `float32`.
+      prioritized: an expert takes the tokens that are surest of their first
+        choice instead of the first ones.
+      second_train: which tokens ask for their second expert in training;
+        RandomSecond() by default.
+      second_eval: the same otherwise; AlwaysSecond() by default.
+      second_place_weight: of the balance of second choices, in the
+        load-balancing loss. mesh_tensorflow's `use_second_place_loss` is 0.5.
+      float32: see the base class.
+
+    Raises:
+      ValueError: if `second_place_weight` is negative.
+    """
+    super().__init__(exploration, float32)
+    if second_place_weight < 0:
+      raise ValueError(
+          "Top2Router: second_place_weight must be at least 0, with "
+          f"second_place_weight={second_place_weight}. Set "
+          "Top2Router.second_place_weight.")
+    self.prioritized = prioritized
+    self.second_train = second_train or RandomSecond()
+    self.second_eval = second_eval or AlwaysSecond()
+    self.second_place_weight = second_place_weight
+
+  def num_choices(self, num_experts: int) -> int:
+    """Two, where there are two."""
+    return min(2, num_experts)
+
+  def assign(
+      self, probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train):
+    """See the base class."""
+    expert_OGSK = top_experts(preference_OGSE, dims)
+    prob_OGSK = choice_probs(probs_OGSE, expert_OGSK, dims)
+    # Experts that are drawn may both have a probability of 0.
+    weight_OGSK = prob_OGSK / (1e-9 + mtf.reduce_sum(
+        prob_OGSK, reduced_dim=dims.choices_dim))
+
+    asks = [nonpadding_OGS]
+    if dims.choices_dim.size == 2:
+      second = self.second_train if train else self.second_eval
+      asks.append(nonpadding_OGS * second(choice(weight_OGSK, 1, dims)))
+    asks_OGSK = mtf.transpose(
+        mtf.stack(asks, dims.choices_dim.name), mtf.Shape(dims.OGSK))
+    slot_OGSK = fill_slots(
+        expert_OGSK, asks_OGSK, dims,
+        priority_OGS=choice(prob_OGSK, 0, dims) if self.prioritized else None)
+    return expert_OGSK, slot_OGSK, weight_OGSK
+
+  def balancing_losses(self, probs_OGSE, expert_OGSK, nonpadding_OGS, dims):
+    """See the base class."""
+    losses = super().balancing_losses(
+        probs_OGSE, expert_OGSK, nonpadding_OGS, dims)
+    if self.second_place_weight and dims.choices_dim.size == 2:
+      rest_OGSE = probs_OGSE * (1.0 - choice_mask(expert_OGSK, 0, dims))
+      # A sure first choice leaves nothing: then the sum is 0.
+      rest_OGSE /= 1e-9 + mtf.reduce_sum(
+          rest_OGSE, reduced_dim=dims.experts_unsplit_dim)
+      losses["load_balancing_loss"] += (
+          self.second_place_weight * load_balancing_loss(
+              rest_OGSE, choice_mask(expert_OGSK, 1, dims), nonpadding_OGS,
+              dims))
+    return losses
+
+
+@gin.configurable
+class NoTokenLeftBehindRouter(Router):
+  """Sends a token that finds its expert full to its next best one.
+
+  Switch Transformer, https://arxiv.org/abs/2101.03961, appendix B, where it
+  brought no gain.
+  """
+
+  def __init__(
+      self, exploration: Exploration | None = None, rounds: int = 2,
+      float32: bool = True):
+    """Records the hyperparameters.
+
+    Args:
+      exploration: see the base class, like `float32`.
+      rounds: experts that a token asks, one after the other; a token that finds
+        all of them full is dropped. With 1 this is `SwitchRouter`.
+      float32: see the base class.
+
+    Raises:
+      ValueError: if `rounds` is not positive.
+    """
+    super().__init__(exploration, float32)
+    if rounds < 1:
+      raise ValueError(
+          "NoTokenLeftBehindRouter: rounds must be at least 1, with "
+          f"rounds={rounds}. Set NoTokenLeftBehindRouter.rounds.")
+    self.rounds = rounds
+
+  def num_choices(self, num_experts: int) -> int:
+    """One a round, of which at most one is kept."""
+    return min(self.rounds, num_experts)
+
+  def assign(
+      self, probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train):
+    """See the base class."""
+    expert_OGSK = top_experts(preference_OGSE, dims)
+    asks_OGSK = mtf.broadcast(nonpadding_OGS, mtf.Shape(dims.OGSK))
+    slot_OGSK = fill_slots(expert_OGSK, asks_OGSK, dims, once=True)
+    return expert_OGSK, slot_OGSK, choice_probs(probs_OGSE, expert_OGSK, dims)
+
+
+@gin.configurable
+class ExpertChoiceRouter(Router):
+  """Lets each expert take the tokens that are most probable for it.
+
+  The experts are balanced by construction, so there is no load-balancing loss.
+  A token may be taken by any number of experts, and by none. Whether it is
+  depends on the tokens after it, hence for encoders only.
+
+  Zhou et al., https://arxiv.org/abs/2202.09368. Memory grows with tokens times
+  experts.
+  """
+
+  def __init__(
+      self, exploration: Exploration | None = None,
+      softmax_over_tokens: bool = False, float32: bool = True):
+    """Records the hyperparameters.
+
+    Args:
+      exploration: see the base class, like `float32`; not SampleSoftmax().
+      softmax_over_tokens: the probabilities of an expert sum to 1 over the real
+        tokens of a group, and a token's weights are divided by the number of
+        experts that took it, as mesh_tensorflow's "expert_selection" does it.
+      float32: see the base class.
+
+    Raises:
+      ValueError: if the exploration is to draw experts.
+    """
+    super().__init__(exploration, float32)
+    if isinstance(exploration, SampleSoftmax):
+      raise ValueError(
+          "ExpertChoiceRouter: exploration must leave the choice to the "
+          f"experts, with exploration={type(exploration).__name__}. Set "
+          "ExpertChoiceRouter.exploration to @InputJitter().")
+    self.softmax_over_tokens = softmax_over_tokens
+
+  def __call__(self, x_OGSM, nonpadding_OGS, dims, context):
+    """See the base class.
+
+    Raises:
+      ValueError: in a decoder.
+    """
+    if context.model.autoregressive:
+      raise ValueError(
+          "ExpertChoiceRouter: the stack must not be autoregressive, as an "
+          "expert that ranks all tokens of a group sees the future, with "
+          f"autoregressive={context.model.autoregressive}. Set "
+          "decoder/SwitchFFN.router to another router, such as "
+          "@SwitchRouter().")
+    return super().__call__(x_OGSM, nonpadding_OGS, dims, context)
+
+  def num_choices(self, num_experts: int) -> int:
+    """All: choice k is expert k."""
+    return num_experts
+
+  def probabilities(self, logits_OGSE, nonpadding_OGS, dims):
+    """See the class."""
+    if not self.softmax_over_tokens:
+      return super().probabilities(logits_OGSE, nonpadding_OGS, dims)
+    padding_OGS = mtf.cast(1.0 - nonpadding_OGS, logits_OGSE.dtype)
+    return mtf.softmax(
+        logits_OGSE - 1e9 * padding_OGS, reduced_dim=dims.group_size_dim)
+
+  def assign(
+      self, probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train):
+    """See the base class."""
+    slot_OGSK = rank_tokens(
+        mtf.to_float(probs_OGSE), nonpadding_OGS, dims)
+    expert_OGSK = mtf.broadcast(
+        mtf.range(probs_OGSE.mesh, dims.choices_dim, tf.int32),
+        mtf.Shape(dims.OGSK))
+    weight_OGSK = mtf.reshape(probs_OGSE, dims.OGSK)
+    if self.softmax_over_tokens:
+      taken_OGSK = mtf.cast(
+          mtf.less(slot_OGSK, dims.capacity_dim.size), weight_OGSK.dtype)
+      weight_OGSK /= mtf.maximum(
+          mtf.reduce_sum(taken_OGSK, reduced_dim=dims.choices_dim), 1.0)
+    return expert_OGSK, slot_OGSK, weight_OGSK
+
+  def balancing_losses(self, probs_OGSE, expert_OGSK, nonpadding_OGS, dims):
+    """None is needed."""
+    return {}
+
+  def wanted(self, expert_OGSK, kept_OGSK, dims):
+    """See the base class: the tokens that an expert took."""
+    return mtf.reshape(kept_OGSK, dims.OGSE)
+
+
+def _check_threshold(who, threshold: float, legal: bool, what: str) -> None:
+  """Raises ValueError unless `legal`."""
+  if not legal:
+    name = type(who).__name__
+    raise ValueError(
+        f"{name}: threshold must be {what}, with threshold={threshold}. Set "
+        f"{name}.threshold.")

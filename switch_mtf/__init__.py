@@ -9,7 +9,15 @@ if "switch_mtf.doctor" not in getattr(sys, "orig_argv", ()):
   from switch_mtf.dims import MoeDims as MoeDims
   from switch_mtf.layers.dispatch import EinsumDispatcher as EinsumDispatcher
   from switch_mtf.layers.dispatch import GatherDispatcher as GatherDispatcher
+  from switch_mtf.layers.routers import ExpertChoiceRouter as ExpertChoiceRouter
+  from switch_mtf.layers.routers import (
+    NoTokenLeftBehindRouter as NoTokenLeftBehindRouter,
+  )
+  from switch_mtf.layers.routers import Top2Router as Top2Router
   from switch_mtf.layers.routing import Router as Router
   from switch_mtf.layers.routing import Routing as Routing
   from switch_mtf.layers.routing import SwitchRouter as SwitchRouter
+  from switch_mtf.layers.switch_attention import (
+    SwitchSelfAttention as SwitchSelfAttention,
+  )
   from switch_mtf.layers.switch_ffn import SwitchFFN as SwitchFFN

@@ -20,6 +20,7 @@ is called "batch" so that T5's rule `batch:batch` splits the groups. Nothing in
 """
 
 import dataclasses
+import itertools
 
 import mesh_tensorflow as mtf
 
@@ -127,13 +128,15 @@ class MoeDims:
       mesh_shape: mesh of the run, None for one processor.
 
     Raises:
-      ValueError: if tokens, groups or experts do not divide.
+      ValueError: if tokens, groups or experts do not divide, or a layout rule
+        splits what a Switch layer keeps whole.
     """
     model_dim = x_shape.dims[-1]
     outer_batch_dim, batch_dim = _batch_dims(x_shape)
     tokens = x_shape.size // model_dim.size // outer_batch_dim.size
 
     experts_dim = mtf.Dimension("experts", num_experts)
+    _check_layout(outer_batch_dim.name, batch_dim.name, layout, mesh_shape)
     batch_axis, batch_ways = _mesh_axis(batch_dim, layout, mesh_shape)
     experts_axis, experts_ways = _mesh_axis(experts_dim, layout, mesh_shape)
     _check_experts(num_experts, experts_ways)
@@ -236,6 +239,45 @@ def _mesh_axis(
   axis = mtf.convert_to_layout_rules(layout).tensor_dimension_to_mesh_axis(
       dim, mesh_shape)
   return axis, 1 if axis is None else mesh_shape.dims[axis].size
+
+
+# What no rule may split: all is needed in one place.
+WHOLE_DIMS = ("d_model", "group", "expert_capacity", "choices")
+
+
+def _check_layout(
+    outer_batch_name: str,
+    batch_name: str,
+    layout: mtf.LayoutRules | str | None,
+    mesh_shape: mtf.Shape | str | None,
+) -> None:
+  """Raises ValueError unless the layout rules can be followed."""
+  if layout is None or mesh_shape is None:
+    return
+  axes = mtf.convert_to_shape(mesh_shape).dimension_names
+  pairs = [(name, axis) for name, axis in
+           mtf.convert_to_layout_rules(layout)._pairs if axis in axes]
+  rules = dict(pairs)
+  for name in rules:
+    several = sorted({axis for other, axis in pairs if other == name})
+    if len(several) > 1:
+      raise ValueError(
+          "SwitchFFN: each dimension must be split by one mesh axis, with "
+          f"dimension={name}, axes={', '.join(several)}. Change "
+          "utils.run.layout_rules.")
+    if name in WHOLE_DIMS or name.endswith("_unsplit"):
+      raise ValueError(
+          f"SwitchFFN: layout rules must not split '{name}', with "
+          f"rule={name}:{rules[name]}. Take {name} out of "
+          "utils.run.layout_rules.")
+  for one, other in itertools.combinations(
+      (outer_batch_name, batch_name, "experts", "d_ff"), 2):
+    shared = one in rules and rules.get(one) == rules.get(other)
+    if shared and {one, other} != {batch_name, "experts"}:
+      raise ValueError(
+          "SwitchFFN: dimensions of one tensor must be split by different mesh "
+          f"axes, with dimensions={one}, {other}, axis={rules[one]}. Change "
+          "utils.run.layout_rules.")
 
 
 def _check_experts(num_experts: int, ways: int) -> None:

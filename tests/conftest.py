@@ -94,13 +94,18 @@ class BuiltLayer:
           mesh, mode=mode, nonpadding=real,
           layout=mtf.convert_to_layout_rules(layout),
           mesh_shape=mtf.convert_to_shape(mesh_shape))
-      # Upstream's layer reads these as well.
+      # Upstream's layers read these as well.
       context.length_dim = mtf.Dimension("length", x_shape.dims[-2].size)
-      context.input_embeddings = None
+      context.position = mtf.range(mesh, context.length_dim, tf.int32)
+      context.read_priority = context.sequence_id = None
+      context.subsequence_id = context.input_embeddings = None
       context.model.model_dim, context.model.ensemble_dim = x_shape[-1], None
+      context.model.ensemble_dims = []
+      context.model.fully_autoregressive = False
       with tf.variable_scope(scope):
         y = layer.call(context, x)
-      loss, = context.losses
+      loss = (mtf.add_n(context.losses) if context.losses
+              else mtf.zeros(mesh, mtf.Shape([])))
       found = {"y": y, "loss": loss}
       self.variables = {
           v.name[len(scope) + 1:]: v.outputs[0]

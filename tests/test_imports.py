@@ -13,8 +13,10 @@ PACKAGE = ROOT / "switch_mtf"
 # Anyone may import compat, which comes first.
 ALLOWED = {
     "switch_mtf.compat": [],
-    "switch_mtf.dims": [],
-    "switch_mtf.layers": ["switch_mtf.dims", "switch_mtf.layers"],
+    "switch_mtf.checks": [],
+    "switch_mtf.dims": ["switch_mtf.checks"],
+    "switch_mtf.layers": [
+        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.layers"],
     "switch_mtf.training": [
         "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.training"],
     "switch_mtf.checkpoints": [

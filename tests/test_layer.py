@@ -32,7 +32,8 @@ DISPATCHERS = {"einsum": EinsumDispatcher, "gather": GatherDispatcher}
 def make_layer(experts, group_size, *, jitter=0.0, **changed):
   arguments = dict(hidden_size=HIDDEN, min_capacity=1)
   return SwitchFFN(num_experts=experts, group_size=group_size,
-                   router=SwitchRouter(InputJitter(jitter)), **(arguments | changed))
+                   router=SwitchRouter(InputJitter(jitter)),
+                   **(arguments | changed))
 
 
 # Against the oracle. batch, length, experts, group_size, capacity factor,
@@ -389,14 +390,31 @@ def test_variables(name, activation):
 
 
 @pytest.mark.parametrize("name, value, what", [
-    ("num_experts", 0, "at least 1"), ("group_size", 0, "at least 1"),
-    ("min_capacity", 0, "at least 1"), ("hidden_size", 0, "at least 1, or None"),
-    ("dropout_rate", 1, r"in \[0, 1\)"), ("dropout_rate", -1, r"in \[0, 1\)"),
-    ("capacity_factor_train", 0, "greater than 0, or None"),
-    ("capacity_factor_eval", -1, "greater than 0, or None"),
-    ("load_balancing_coef", -1, "at least 0"),
-    ("router_z_coef", -.5, "at least 0")])
+    ("num_experts", 0, "a whole number, at least 1"),
+    ("num_experts", 2.5, "a whole number, at least 1"),
+    ("group_size", 0, "a whole number, at least 1"),
+    ("min_capacity", True, "a whole number, at least 1"),
+    ("hidden_size", 0, "a whole number, at least 1"),
+    ("dropout_rate", 1, "a finite number, at least 0 and less than 1"),
+    ("dropout_rate", -1, "a finite number, at least 0 and less than 1"),
+    ("capacity_factor_train", 0, "a finite number, greater than 0"),
+    ("capacity_factor_eval", float("nan"), "a finite number, greater than 0"),
+    ("load_balancing_coef", "1", "a finite number, at least 0"),
+    ("router_z_coef", -.5, "a finite number, at least 0")])
 def test_out_of_range(name, value, what):
   with pytest.raises(ValueError, match=rf"^SwitchFFN: {name} must be {what}, "
-                     rf"with {name}={value}\. Set SwitchFFN\.{name}\.(\n|$)"):
+                     rf"with {name}={value!r}\. Set SwitchFFN\.{name}\.(\n|$)"):
+    SwitchFFN(**{name: value})
+
+
+@pytest.mark.parametrize("name, value, text", [
+    ("activation", "rellu", r"one of linear, .*, with activation='rellu', "
+     r"nearest: relu\. Set SwitchFFN\.activation\."),
+    ("activation", ["gelu", 3], r"one of .*, with activation=3\. Set "),
+    ("activation", [], r"one of .*, with activation=None\. Set "),
+    ("router", SwitchRouter, r"a Router, with router=.*\. Set "
+     r"SwitchFFN\.router to @SwitchRouter\(\)\."),
+    ("dispatcher", "gather", r"a Dispatcher, with dispatcher='gather'\. Set ")])
+def test_of_the_wrong_kind(name, value, text):
+  with pytest.raises(ValueError, match=rf"^SwitchFFN: {name} must be {text}"):
     SwitchFFN(**{name: value})

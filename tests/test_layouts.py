@@ -4,12 +4,23 @@ import math
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
-from conftest import BuiltLayer, random_weights
+from conftest import BuiltLayer
 
 from switch_mtf.dims import expert_capacity
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
-from switch_mtf.layers.exploration import InputJitter
+from switch_mtf.layers.exploration import (
+  InputDropout,
+  InputJitter,
+  SampleSoftmax,
+)
+from switch_mtf.layers.routers import (
+  ExpertChoiceRouter,
+  NoTokenLeftBehindRouter,
+  RandomSecond,
+  Top2Router,
+)
 from switch_mtf.layers.routing import SwitchRouter
+from switch_mtf.layers.switch_attention import SwitchSelfAttention
 from switch_mtf.layers.switch_ffn import SwitchFFN
 
 TOLERANCE = 1e-5
@@ -34,6 +45,9 @@ LAYOUTS = {
     "replicas": ("o:2;a:2", "outer_batch:o;batch:a;experts:a", REPLICAS),
     "replicas, data": ("o:2;a:2", "outer_batch:o;batch:a", REPLICAS),
     "replicas, model": ("o:2;a:2", "outer_batch:o;d_ff:a", REPLICAS),
+    "replicas, data, experts, model": (
+        "o:2;a:2;b:2", "outer_batch:o;batch:a;experts:a;d_ff:b", REPLICAS),
+    "data and experts, 8 ways": ("a:4;b:2", "batch:a;experts:a;d_ff:b", PLAIN),
 }
 
 # Where the groups and the experts are split over the same axis: that axis, and
@@ -43,33 +57,68 @@ ALL_TO_ALL = {
     "data, experts, model": (0, 2),
     "the same, axes swapped": (1, 2),
     "replicas": (1, 1),
+    "replicas, data, experts, model": (1, 2),
+    "data and experts, 8 ways": (0, 2),
 }
+
+# Everything that a layer may be made of, in as few layers as it takes.
+MECHANISMS = {
+    "switch": dict(dropout_rate=.3, router=lambda: SwitchRouter(
+        InputJitter(.2))),
+    "prioritized, sampled, z-loss": dict(
+        router_z_coef=.1, router=lambda: SwitchRouter(
+            SampleSoftmax(2.0), prioritized=True)),
+    "top 2, GEGLU": dict(
+        activation=["gelu", "linear"], router=lambda: Top2Router(
+            InputDropout(.2), prioritized=True, second_train=RandomSecond(.6),
+            second_place_weight=.5)),
+    "no token left behind": dict(
+        capacity_factor_train=.75, router=lambda: NoTokenLeftBehindRouter()),
+    "dropless, linear experts": dict(
+        capacity_factor_train=None, hidden_size=None,
+        router=lambda: Top2Router()),
+    "expert choice": dict(router=lambda: ExpertChoiceRouter()),
+    "expert choice over tokens": dict(
+        router=lambda: ExpertChoiceRouter(softmax_over_tokens=True)),
+}
+
+
+def make_layer(mechanism, dispatcher):
+  options = dict(
+      num_experts=EXPERTS, hidden_size=HIDDEN, group_size=GROUP,
+      capacity_factor_train=1.25, capacity_factor_eval=1.25, min_capacity=1,
+      load_balancing_coef=1.0, dispatcher=DISPATCHERS[dispatcher]())
+  options |= MECHANISMS[mechanism]
+  return SwitchFFN(**{**options, "router": options["router"]()})
 
 
 @functools.cache
 def build(dispatcher, mesh_shape="", layout="", shape=PLAIN, mode="train",
-          gradients=True):
-  layer = SwitchFFN(
-      num_experts=EXPERTS, hidden_size=HIDDEN, group_size=GROUP,
-      capacity_factor_train=1.25, capacity_factor_eval=1.25, min_capacity=1,
-      dropout_rate=.3, load_balancing_coef=1.0, router=SwitchRouter(InputJitter(.2)),
-      dispatcher=DISPATCHERS[dispatcher]())
-  return BuiltLayer(layer, shape, mode=mode, mesh_shape=mesh_shape,
-                    layout=layout, gradients=gradients)
+          gradients=True, mechanism="switch"):
+  return BuiltLayer(make_layer(mechanism, dispatcher), shape, mode=mode,
+                    mesh_shape=mesh_shape, layout=layout, gradients=gradients)
 
 
 @functools.cache
-def run(*args, **kwargs):
+def run(dispatcher, mesh_shape, layout, shape, mechanism="switch"):
   """The results for the same tokens, some of them padding, at step 3."""
+  layer = build(dispatcher, mesh_shape, layout, shape, mechanism=mechanism)
+  return layer(*draw(layer, shape), step=3)
+
+
+def draw(layer, shape):
+  """Weights, tokens, padding and output gradients for a layer."""
   rng = np.random.default_rng(1)
-  layer = build(*args, **kwargs)
-  shape = mtf.convert_to_shape(args[3] if len(args) > 3 else PLAIN)
-  size = shape.to_integer_list
+  size = mtf.convert_to_shape(shape).to_integer_list
   x, dy = rng.normal(size=[2, *size])
   real = rng.uniform(size=size[:-1]) < .8
   real.reshape(-1, GROUP)[5] = False
-  return layer(random_weights(rng, model=MODEL, hidden=HIDDEN, experts=EXPERTS),
-               x, real, dy, step=3)
+  weights = {
+      name: rng.normal(size=v.shape.to_integer_list) / v.shape.dims[-2].size**.5
+      for name, v in layer.variables.items()}
+  weights |= {name: w * MODEL**.5 for name, w in weights.items()
+              if name.endswith("router/kernel")}
+  return weights, x, real, dy
 
 
 def check_equal(found, right):
@@ -90,6 +139,37 @@ def test_same_numbers_as_on_one_processor(name, dispatcher):
               run("einsum", "", "", shape))
 
 
+@pytest.mark.parametrize("mechanism", [m for m in MECHANISMS if m != "switch"])
+@pytest.mark.parametrize("name", [
+    "data", "experts", "model", "data and experts", "data, experts, model",
+    "replicas", "replicas, data, experts, model", "data and experts, 8 ways"])
+def test_every_mechanism_on_every_strategy(name, mechanism):
+  mesh_shape, layout, shape = LAYOUTS[name]
+  check_equal(run("gather", mesh_shape, layout, shape, mechanism),
+              run("einsum", "", "", shape, mechanism))
+
+
+@pytest.mark.parametrize("name", [
+    "data", "experts", "model", "data and experts", "data, experts, model",
+    "data apart from experts", "data, model", "data and experts, 8 ways"])
+def test_switch_attention(name):
+  # The heads are split where d_ff is: "model".
+  mesh_shape, layout, shape = LAYOUTS[name]
+  layout = layout.replace("d_ff:", "heads:")
+  check_equal(run_attention(mesh_shape, layout), run_attention("", ""))
+
+
+@functools.cache
+def run_attention(mesh_shape, layout):
+  layer = BuiltLayer(
+      SwitchSelfAttention(
+          num_heads=4, key_value_size=3, relative_attention_type="bias",
+          relative_attention_num_buckets=4,
+          projection=lambda: make_layer("dropless, linear experts", "gather")),
+      PLAIN, mesh_shape=mesh_shape, layout=layout, gradients=True)
+  return layer(*draw(layer, PLAIN), step=3)
+
+
 def test_replication_changes_nothing():
   # 2 replicas of the experts with 4 groups each, or 8 groups on one.
   check_equal(run("gather", "", "", REPLICAS), run("gather", "", "", PLAIN))
@@ -97,18 +177,82 @@ def test_replication_changes_nothing():
 
 def test_something_is_tested():
   # Tokens are dropped, there is padding, and noise: another step differs.
-  found = run("einsum", "", "", PLAIN)
-  assert .05 < found["dropped_fraction"] < .95
-  assert all(np.abs(v).max() > 1e-2 for name, v in found.items()
-             if name != "dead_experts")
-  rng = np.random.default_rng(1)
-  other = build("einsum", "", "", PLAIN)(
-      random_weights(rng, model=MODEL, hidden=HIDDEN, experts=EXPERTS),
-      rng.normal(size=[8, 4, MODEL]))
-  assert (other["y"] != found["y"]).any()
+  for mechanism in MECHANISMS:
+    found = run("einsum", "", "", PLAIN, mechanism)
+    dropless = "dropless" in mechanism
+    assert dropless or .02 < found["dropped_fraction"] < .95, mechanism
+    assert all(np.abs(v).max() > 1e-2 for name, v in found.items()
+               if name != "dead_experts" and "dropped" not in name)
+    layer = build("einsum", "", "", PLAIN, mechanism=mechanism)
+    other = layer(*draw(layer, PLAIN), step=4)
+    assert (other["y"] != found["y"]).any()
 
 
 # Communication.
+
+
+def expected_collectives(name):
+  """Paper, section 5: what a strategy sums or moves, forward and backward.
+
+  (kind, mesh axes) to the number of elements a processor holds, for each.
+  """
+  mesh_shape, layout, _ = LAYOUTS[name]
+  rules = dict(rule.split(":") for rule in layout.split(";"))
+  axes = {d.name: i for i, d in enumerate(
+      mtf.convert_to_shape(mesh_shape).dims)}
+  ways = {d.name: d.size for d in mtf.convert_to_shape(mesh_shape).dims}
+  of = {d: ways[rules[d]] for d in rules}
+  groups = 8 // of.get("batch", 1) // of.get("outer_batch", 1)
+  slots = EXPERTS * CAPACITY * groups * MODEL
+  kernel = EXPERTS * MODEL * HIDDEN // of.get("d_ff", 1)
+  replicas = {axes[rules[d]] for d in ("outer_batch", "batch") if d in rules}
+  forward, backward = [], []
+  if "d_ff" in rules:  # h W_out sums over d_ff, its gradient too
+    model = [("allreduce", (axes[rules["d_ff"]],), slots)]
+    forward, backward = forward + model, backward + model
+  if rules.get("experts") and rules["experts"] == rules.get("batch"):
+    move = [("alltoall", (axes[rules["experts"]],), slots)] * 2
+    forward, backward = forward + move, backward + move
+    kernel //= of["experts"]
+    copies = replicas - {axes[rules["experts"]]}
+  else:
+    copies = replicas
+  if copies:  # gradients of weights that several processors hold
+    backward += [("allreduce", tuple(sorted(copies)), kernel)] * 2
+  if replicas:
+    backward += [("allreduce", tuple(sorted(replicas)), MODEL * EXPERTS)]
+  return forward, backward
+
+
+def found_collectives(layer, processors):
+  """The same of a layer, without the sums of losses and metrics."""
+  found = []
+  for name, size in layer.counters:
+    kind, _, rest = name.partition("/")
+    axes, _, op = rest.rpartition("/")
+    if kind in ("allreduce", "alltoall", "allconcat", "shift"):
+      if op == "reduce_op":
+        assert size <= EXPERTS * processors
+        continue
+      axes = tuple(sorted(int(a) for a in axes.strip("[]").split(",")))
+      found.append((kind, axes, size // processors))
+  return sorted(found)
+
+
+@pytest.mark.parametrize("name", [
+    "data", "model", "data, model", "data and experts", "data, experts, model",
+    "replicas", "replicas, data", "replicas, model",
+    "replicas, data, experts, model", "data and experts, 8 ways"])
+def test_collectives_are_those_of_the_paper(name):
+  mesh_shape, layout, shape = LAYOUTS[name]
+  processors = mtf.convert_to_shape(mesh_shape).size
+  forward, backward = expected_collectives(name)
+  assert found_collectives(
+      build("gather", mesh_shape, layout, shape, "eval", False),
+      processors) == sorted(forward)
+  assert found_collectives(
+      build("gather", mesh_shape, layout, shape), processors) == sorted(
+          forward + backward)
 
 
 def collectives(layer):

@@ -7,6 +7,11 @@ from switch_mtf.dims import MoeDims, check_shape, unsplit
 from switch_mtf.layers import stateless
 from switch_mtf.layers.initialization import kernel_initializer
 
+# Functions of Mesh-TF that make sense between two matmuls.
+ACTIVATIONS = (
+    "linear", "relu", "gelu", "swish", "sigmoid", "tanh", "softplus", "elu",
+    "selu", "leaky_relu", "square", "exp", "sin", "cos", "abs", "identity")
+
 
 def expert_ffn(
     x_EXM: mtf.Tensor,
@@ -28,7 +33,7 @@ def expert_ffn(
     x_EXM: [experts, expert_tokens, d_model] - filled slots.
     dims: sizes.
     output_dim: of the results; d_model in a feed-forward layer.
-    activation: name of a Mesh-TF function, or a list of names whose results are
+    activation: one of `ACTIVATIONS`, or a list of them whose results are
       multiplied, such as ["gelu", "linear"] for GEGLU.
     dropout_rate: probability of dropping a hidden unit, in [0, 1).
     train: whether dropout is on.

@@ -9,6 +9,7 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from switch_mtf import checks
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers import stateless
 
@@ -20,11 +21,9 @@ class Exploration:
     """The router's input, given the tokens; same shape and dtype."""
     return x_OGSM
 
-  def preference(
-      self, logits_OGSE: mtf.Tensor, probs_OGSE: mtf.Tensor, dims: MoeDims
-  ) -> mtf.Tensor:
-    """What experts are ranked by, largest first; shape of `probs`."""
-    return probs_OGSE
+  def preference(self, logits_OGSE: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
+    """What experts are ranked by, largest first; shape of `logits`."""
+    return logits_OGSE
 
 
 @gin.configurable
@@ -49,11 +48,10 @@ class SampleSoftmax(Exploration):
     Raises:
       ValueError: if it is not positive.
     """
-    _check("SampleSoftmax", "temperature", temperature, temperature > 0,
-           "greater than 0")
+    checks.number("SampleSoftmax", above=0, temperature=temperature)
     self.temperature = temperature
 
-  def preference(self, logits_OGSE, probs_OGSE, dims):
+  def preference(self, logits_OGSE, dims):
     """See the base class."""
     # From (0, 1), as 0 would be infinite.
     u_OGSE = 2.0**-25 + stateless.uniform(
@@ -76,7 +74,7 @@ class InputDropout(Exploration):
     Raises:
       ValueError: if it is not in [0, 1).
     """
-    _check("InputDropout", "rate", rate, 0 <= rate < 1, "in [0, 1)")
+    checks.number("InputDropout", at_least=0, below=1, rate=rate)
     self.rate = rate
 
   def perturb(self, x_OGSM, dims):
@@ -101,7 +99,7 @@ class InputJitter(Exploration):
     Raises:
       ValueError: if it is not in [0, 1).
     """
-    _check("InputJitter", "epsilon", epsilon, 0 <= epsilon < 1, "in [0, 1)")
+    checks.number("InputJitter", at_least=0, below=1, epsilon=epsilon)
     self.epsilon = epsilon
 
   def perturb(self, x_OGSM, dims):
@@ -109,11 +107,3 @@ class InputJitter(Exploration):
     u_OGSM = stateless.uniform(x_OGSM.mesh, dims.OGSM, "jitter")
     factor_OGSM = 1.0 + self.epsilon * (2.0 * u_OGSM - 1.0)
     return x_OGSM * mtf.cast(factor_OGSM, x_OGSM.dtype)
-
-
-def _check(who: str, name: str, value: float, legal: bool, what: str) -> None:
-  """Raises ValueError unless `legal`."""
-  if not legal:
-    raise ValueError(
-        f"{who}: {name} must be {what}, with {name}={value}. Set "
-        f"{who}.{name}.")

@@ -8,6 +8,8 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from switch_mtf import checks
+
 # Under the scope of an attention layer, as `AttentionParams` names them.
 ATTENTION_KERNELS = ("q", "k", "v", "kv", "o")
 
@@ -29,10 +31,7 @@ def init_scale(value: float = 0.1) -> float:
   Raises:
     ValueError: if it is not positive.
   """
-  if value <= 0:
-    raise ValueError(
-        f"init_scale: value must be greater than 0, with value={value}. Set "
-        "init_scale.value.")
+  checks.number("init_scale", above=0, value=value)
   return value
 
 
@@ -50,7 +49,12 @@ def attention_init(scale: float | None = None) -> float | None:
 
   Returns:
     It.
+
+  Raises:
+    ValueError: if it is not positive.
   """
+  if scale is not None:
+    checks.number("attention_init", above=0, scale=scale)
   return scale
 
 
@@ -68,12 +72,12 @@ def scale_attention(scope: tf.VariableScope) -> None:
   if scale is None:
     return
 
-  def getter(get, name, *args, **kwargs):
+  def scaled(getter, name, *args, **kwargs):
     drawn = kwargs.get("initializer")
     if (name.split("/")[-1] in ATTENTION_KERNELS
         and isinstance(drawn, tf.random_normal_initializer)):
       kwargs["initializer"] = tf.truncated_normal_initializer(
           stddev=drawn.stddev * scale**0.5)
-    return get(name, *args, **kwargs)
+    return getter(name, *args, **kwargs)
 
-  scope.set_custom_getter(getter)
+  scope.set_custom_getter(scaled)

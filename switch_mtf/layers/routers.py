@@ -1,9 +1,12 @@
 """The routers that the paper compares its own with, and a later one."""
 
+import abc
+
 import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from switch_mtf import checks
 from switch_mtf.layers import stateless
 from switch_mtf.layers.exploration import Exploration, SampleSoftmax
 from switch_mtf.layers.losses import load_balancing_loss
@@ -16,26 +19,34 @@ from switch_mtf.layers.routing import (
 from switch_mtf.layers.slots import fill_slots, rank_tokens, top_experts
 
 
+class SecondPolicy(abc.ABC):
+  """Which tokens ask for a slot of their second expert."""
+
+  @abc.abstractmethod
+  def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
+    """1 where a token whose second gate is `gate` asks; float32 OGS."""
+
+
 @gin.configurable
-class AlwaysSecond:
+class AlwaysSecond(SecondPolicy):
   """Every token asks for its second expert."""
 
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
-    """1 where a token whose second gate is `gate` asks; float32 OGS."""
+    """See the base class."""
     return mtf.ones_like(gate_OGS)
 
 
 @gin.configurable
-class NeverSecond:
+class NeverSecond(SecondPolicy):
   """No token asks for its second expert."""
 
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
-    """See `AlwaysSecond`."""
+    """See the base class."""
     return mtf.zeros_like(gate_OGS)
 
 
 @gin.configurable
-class SecondAboveThreshold:
+class SecondAboveThreshold(SecondPolicy):
   """A token asks for its second expert if that gate is above a threshold."""
 
   def __init__(self, threshold: float = 0.2):
@@ -44,16 +55,17 @@ class SecondAboveThreshold:
     Raises:
       ValueError: if it is out of range.
     """
-    _check_threshold(self, threshold, 0 <= threshold < 1, "in [0, 1)")
+    checks.number(
+        "SecondAboveThreshold", at_least=0, below=1, threshold=threshold)
     self.threshold = threshold
 
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
-    """See `AlwaysSecond`."""
+    """See the base class."""
     return mtf.cast(mtf.greater(gate_OGS, self.threshold), tf.float32)
 
 
 @gin.configurable
-class RandomSecond:
+class RandomSecond(SecondPolicy):
   """A token asks for its second expert with probability gate / threshold."""
 
   def __init__(self, threshold: float = 0.2):
@@ -62,11 +74,11 @@ class RandomSecond:
     Raises:
       ValueError: if it is out of range.
     """
-    _check_threshold(self, threshold, 0 < threshold <= 1, "in (0, 1]")
+    checks.number("RandomSecond", above=0, at_most=1, threshold=threshold)
     self.threshold = threshold
 
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
-    """See `AlwaysSecond`."""
+    """See the base class."""
     drawn_OGS = stateless.uniform(
         gate_OGS.mesh, gate_OGS.shape.dims, "second_expert")
     return mtf.cast(
@@ -79,7 +91,8 @@ class Top2Router(Router):
   """Sends each token to its two most probable experts: the MoE of Table 1.
 
   The weights are the two probabilities, divided by their sum, whether or not
-  both find a slot. First choices are served before all second ones.
+  both find a slot. First choices are served before all second ones, so that
+  whether a second one is kept depends on later tokens of the group, too.
 
   Lepikhin et al., GShard, https://arxiv.org/abs/2006.16668, section 2.2.
   """
@@ -88,8 +101,8 @@ class Top2Router(Router):
       self,
       exploration: Exploration | None = None,
       prioritized: bool = False,
-      second_train=None,
-      second_eval=None,
+      second_train: SecondPolicy | None = None,
+      second_eval: SecondPolicy | None = None,
       second_place_weight: float = 0.0,
       float32: bool = True,
   ):
@@ -110,14 +123,15 @@ class Top2Router(Router):
       ValueError: if `second_place_weight` is negative.
     """
     super().__init__(exploration, float32)
-    if second_place_weight < 0:
-      raise ValueError(
-          "Top2Router: second_place_weight must be at least 0, with "
-          f"second_place_weight={second_place_weight}. Set "
-          "Top2Router.second_place_weight.")
+    checks.number(
+        "Top2Router", at_least=0, second_place_weight=second_place_weight)
+    checks.flag("Top2Router", prioritized=prioritized)
     self.prioritized = prioritized
     self.second_train = second_train or RandomSecond()
     self.second_eval = second_eval or AlwaysSecond()
+    checks.instance(
+        "Top2Router", SecondPolicy, "@RandomSecond()",
+        second_train=self.second_train, second_eval=self.second_eval)
     self.second_place_weight = second_place_weight
 
   def num_choices(self, num_experts: int) -> int:
@@ -150,8 +164,8 @@ class Top2Router(Router):
         probs_OGSE, expert_OGSK, nonpadding_OGS, dims)
     if self.second_place_weight and dims.choices_dim.size == 2:
       rest_OGSE = probs_OGSE * (1.0 - choice_mask(expert_OGSK, 0, dims))
-      # A sure first choice leaves nothing: then the sum is 0.
-      rest_OGSE /= 1e-9 + mtf.reduce_sum(
+      # A sure first choice may leave 0.
+      rest_OGSE /= 1e-18 + mtf.reduce_sum(
           rest_OGSE, reduced_dim=dims.experts_unsplit_dim)
       losses["load_balancing_loss"] += (
           self.second_place_weight * load_balancing_loss(
@@ -183,10 +197,7 @@ class NoTokenLeftBehindRouter(Router):
       ValueError: if `rounds` is not positive.
     """
     super().__init__(exploration, float32)
-    if rounds < 1:
-      raise ValueError(
-          "NoTokenLeftBehindRouter: rounds must be at least 1, with "
-          f"rounds={rounds}. Set NoTokenLeftBehindRouter.rounds.")
+    checks.whole("NoTokenLeftBehindRouter", rounds=rounds)
     self.rounds = rounds
 
   def num_choices(self, num_experts: int) -> int:
@@ -210,8 +221,8 @@ class ExpertChoiceRouter(Router):
   A token may be taken by any number of experts, and by none. Whether it is
   depends on the tokens after it, hence for encoders only.
 
-  Zhou et al., https://arxiv.org/abs/2202.09368. Memory grows with tokens times
-  experts.
+  Zhou et al., https://arxiv.org/abs/2202.09368. With `GatherDispatcher` memory
+  grows with tokens times experts times d_model.
   """
 
   def __init__(
@@ -235,6 +246,7 @@ class ExpertChoiceRouter(Router):
           "ExpertChoiceRouter: exploration must leave the choice to the "
           f"experts, with exploration={type(exploration).__name__}. Set "
           "ExpertChoiceRouter.exploration to @InputJitter().")
+    checks.flag("ExpertChoiceRouter", softmax_over_tokens=softmax_over_tokens)
     self.softmax_over_tokens = softmax_over_tokens
 
   def __call__(self, x_OGSM, nonpadding_OGS, dims, context):
@@ -260,15 +272,18 @@ class ExpertChoiceRouter(Router):
     """See the class."""
     if not self.softmax_over_tokens:
       return super().probabilities(logits_OGSE, nonpadding_OGS, dims)
-    padding_OGS = mtf.cast(1.0 - nonpadding_OGS, logits_OGSE.dtype)
+    real_OGS = mtf.cast(nonpadding_OGS, logits_OGSE.dtype)
+    # Whatever stands in padding, it weighs nothing.
     return mtf.softmax(
-        logits_OGSE - 1e9 * padding_OGS, reduced_dim=dims.group_size_dim)
+        logits_OGSE * real_OGS - 1e9 * (1.0 - real_OGS),
+        reduced_dim=dims.group_size_dim)
 
   def assign(
       self, probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train):
     """See the base class."""
-    slot_OGSK = rank_tokens(
-        mtf.to_float(probs_OGSE), nonpadding_OGS, dims)
+    # Over tokens the softmax leaves their order as it is.
+    liking_OGSE = preference_OGSE if self.softmax_over_tokens else probs_OGSE
+    slot_OGSK = rank_tokens(mtf.to_float(liking_OGSE), nonpadding_OGS, dims)
     expert_OGSK = mtf.broadcast(
         mtf.range(probs_OGSE.mesh, dims.choices_dim, tf.int32),
         mtf.Shape(dims.OGSK))
@@ -284,15 +299,7 @@ class ExpertChoiceRouter(Router):
     """None is needed."""
     return {}
 
-  def wanted(self, expert_OGSK, kept_OGSK, dims):
+  def load(self, expert_OGSK, kept_OGSK, dims):
     """See the base class: the tokens that an expert took."""
-    return mtf.reshape(kept_OGSK, dims.OGSE)
-
-
-def _check_threshold(who, threshold: float, legal: bool, what: str) -> None:
-  """Raises ValueError unless `legal`."""
-  if not legal:
-    name = type(who).__name__
-    raise ValueError(
-        f"{name}: threshold must be {what}, with threshold={threshold}. Set "
-        f"{name}.threshold.")
+    taken_OGSE = mtf.reshape(kept_OGSK, dims.OGSE)
+    return taken_OGSE, taken_OGSE

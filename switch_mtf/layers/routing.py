@@ -12,6 +12,7 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from switch_mtf import checks
 from switch_mtf.dims import MoeDims, check_shape
 from switch_mtf.layers.exploration import Exploration, InputJitter
 from switch_mtf.layers.initialization import kernel_initializer
@@ -58,8 +59,15 @@ class Router(abc.ABC):
       exploration: the noise of training; InputJitter() by default.
       float32: False computes in the dtype of the activations, to show why not
         to.
+
+    Raises:
+      ValueError: if an argument is of another kind.
     """
+    name = type(self).__name__
+    checks.flag(name, float32=float32)
     self.exploration = exploration or InputJitter()
+    checks.instance(
+        name, Exploration, "@InputJitter()", exploration=self.exploration)
     self.float32 = float32
 
   def __call__(
@@ -103,16 +111,17 @@ class Router(abc.ABC):
       The routing.
     """
     probs_OGSE = self.probabilities(logits_OGSE, nonpadding_OGS, dims)
-    preference_OGSE = probs_OGSE
+    # By logits, not by probabilities: those of equal logits may differ in the
+    # last bit, and those of small ones are all 0.
+    preference_OGSE = logits_OGSE
     if train:
-      preference_OGSE = self.exploration.preference(
-          logits_OGSE, probs_OGSE, dims)
+      preference_OGSE = self.exploration.preference(logits_OGSE, dims)
     expert_OGSK, slot_OGSK, weight_OGSK = self.assign(
         probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train)
     kept_OGSK = mtf.cast(
         mtf.less(slot_OGSK, dims.capacity_dim.size), tf.float32)
     logits_OGSE, probs_OGSE = map(mtf.to_float, (logits_OGSE, probs_OGSE))
-    wanted_OGSE = self.wanted(expert_OGSK, kept_OGSK, dims)
+    wanted_OGSE, taken_OGSE = self.load(expert_OGSK, kept_OGSK, dims)
     return Routing(
         expert_OGSK=expert_OGSK,
         slot_OGSK=slot_OGSK,
@@ -123,7 +132,7 @@ class Router(abc.ABC):
                 probs_OGSE, expert_OGSK, nonpadding_OGS, dims),
             "router_z_loss": router_z_loss(logits_OGSE, nonpadding_OGS, dims)},
         metrics=routing_metrics(
-            logits_OGSE, probs_OGSE, wanted_OGSE, expert_OGSK, kept_OGSK,
+            logits_OGSE, probs_OGSE, wanted_OGSE, taken_OGSE, kept_OGSK,
             nonpadding_OGS, dims))
 
   @abc.abstractmethod
@@ -136,8 +145,8 @@ class Router(abc.ABC):
     Args:
       probs_OGSE: [outer_batch, batch, group, experts_unsplit] - the router's
         probabilities.
-      preference_OGSE: same shape - by which a token ranks the experts: `probs`,
-        unless the exploration says otherwise.
+      preference_OGSE: same shape - by which a token ranks the experts: the
+        logits, unless the exploration says otherwise.
       nonpadding_OGS: as in `__call__`.
       dims: sizes.
       train: whether the model is being trained.
@@ -165,11 +174,17 @@ class Router(abc.ABC):
     return {"load_balancing_loss": load_balancing_loss(
         probs_OGSE, choice_mask(expert_OGSK, 0, dims), nonpadding_OGS, dims)}
 
-  def wanted(
+  def load(
       self, expert_OGSK: mtf.Tensor, kept_OGSK: mtf.Tensor, dims: MoeDims
-  ) -> mtf.Tensor:
-    """1 where a token counts in an expert's load: its first choice; OGSE."""
-    return choice_mask(expert_OGSK, 0, dims)
+  ) -> tuple[mtf.Tensor, mtf.Tensor]:
+    """Of which tokens the metrics say that an expert has them; by first choice.
+
+    Returns:
+      float32 OGSE twice - 1 where the expert was to have the token, and 1 where
+        it had a slot for it.
+    """
+    wanted_OGSE = choice_mask(expert_OGSK, 0, dims)
+    return wanted_OGSE, wanted_OGSE * choice(kept_OGSK, 0, dims)
 
   def _logits(
       self, x_OGSM: mtf.Tensor, dims: MoeDims, context
@@ -210,6 +225,7 @@ class SwitchRouter(Router):
       float32: see the base class.
     """
     super().__init__(exploration, float32)
+    checks.flag("SwitchRouter", prioritized=prioritized)
     self.prioritized = prioritized
 
   def assign(
@@ -250,7 +266,7 @@ def choice_probs(
 
 def routing_metrics(
     logits_OGSE: mtf.Tensor, probs_OGSE: mtf.Tensor, wanted_OGSE: mtf.Tensor,
-    expert_OGSK: mtf.Tensor, kept_OGSK: mtf.Tensor, nonpadding_OGS: mtf.Tensor,
+    taken_OGSE: mtf.Tensor, kept_OGSK: mtf.Tensor, nonpadding_OGS: mtf.Tensor,
     dims: MoeDims,
 ) -> dict[str, mtf.Tensor]:
   """Summarises a routing over all real tokens.
@@ -258,8 +274,8 @@ def routing_metrics(
   Args:
     logits_OGSE: float32 - before the softmax.
     probs_OGSE: float32 - router probabilities.
-    wanted_OGSE: float32 - 1 where a token counts in an expert's load.
-    expert_OGSK: int32 - of the routing.
+    wanted_OGSE: float32 - see `Router.load`, like `taken_OGSE`.
+    taken_OGSE: float32.
     kept_OGSK: float32 - 1 where a choice got a slot.
     nonpadding_OGS: float32 - 1 for a real token.
     dims: sizes.
@@ -289,9 +305,7 @@ def routing_metrics(
   wanted_OGSE *= nonpadding_OGS
   count_E = per_expert(wanted_OGSE)
   total = mtf.maximum(mtf.reduce_sum(count_E), 1.0)
-  kept_OGSE = wanted_OGSE * mtf.reduce_sum(
-      mtf.one_hot(expert_OGSK, dims.experts_unsplit_dim, dtype=tf.float32)
-      * kept_OGSK, reduced_dim=dims.choices_dim)
+  taken_E = per_expert(taken_OGSE * nonpadding_OGS)
   prob_E = per_expert(probs_OGSE * wanted_OGSE)
   some_E = mtf.maximum(count_E, 1.0)
   entropy_OGS = -mtf.reduce_sum(
@@ -303,7 +317,7 @@ def routing_metrics(
   slots = dims.capacity_dim.size * dims.experts_dim.size
   return {
       "expert_load": count_E / total,
-      "expert_dropped_fraction": (count_E - per_expert(kept_OGSE)) / some_E,
+      "expert_dropped_fraction": (count_E - taken_E) / some_E,
       "expert_probability": prob_E / some_E,
       "dead_experts": mtf.reduce_sum(
           mtf.cast(mtf.equal(count_E, 0.0), tf.float32)),

@@ -89,12 +89,12 @@ def fill_slots(
 
 
 def rank_tokens(
-    probs_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
+    liking_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
 ) -> mtf.Tensor:
-  """Lets each expert take the tokens that are most probable for it.
+  """Lets each expert take the tokens that it likes best.
 
   Args:
-    probs_OGSE: float32, in [0, 1].
+    liking_OGSE: float32 - what an expert ranks tokens by, largest first.
     nonpadding_OGS: float32 - 1 for a real token; no other is taken.
     dims: sizes; choice k is expert k.
 
@@ -104,10 +104,10 @@ def rank_tokens(
   """
   capacity = dims.capacity_dim.size
 
-  def rank(probs: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
+  def rank(liking: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     real = real[..., None] > 0
-    liking = tf.where(
-        tf.broadcast_to(real, tf.shape(probs)), probs, -tf.ones_like(probs))
+    liking = tf.where(tf.broadcast_to(real, tf.shape(liking)), liking,
+                      tf.fill(tf.shape(liking), liking.dtype.min))
     order = tf.argsort(
         liking, axis=-2, direction="DESCENDING", stable=True)
     slot = tf.minimum(tf.argsort(order, axis=-2), capacity)
@@ -115,7 +115,7 @@ def rank_tokens(
                     tf.fill(tf.shape(slot), capacity))
 
   return mtf.slicewise(
-      rank, [probs_OGSE, nonpadding_OGS], output_shape=mtf.Shape(dims.OGSK),
+      rank, [liking_OGSE, nonpadding_OGS], output_shape=mtf.Shape(dims.OGSK),
       output_dtype=tf.int32, splittable_dims=dims.OG, grad_function=0,
       name="rank_tokens")
 

@@ -11,7 +11,10 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import attention, transformer_layers
 
+from switch_mtf import checks
 from switch_mtf.layers.switch_ffn import SwitchFFN
+
+RELATIVE_ATTENTION = (None, "bias", "bias_shared", "contextual")
 
 
 def linear_experts() -> SwitchFFN:
@@ -49,25 +52,35 @@ class SwitchSelfAttention(transformer_layers.SelfAttention):
       dropout_rate: of the attention weights.
       relative_attention_type: None, "bias", "bias_shared" or "contextual".
       relative_attention_num_buckets: of the relative bias.
-      projection: makes a Switch layer, called once for queries and once for
-        keys. Linear experts by default; for feed-forward ones
+      projection: makes a Switch layer: one for queries and one for keys. Its
+        experts are linear by default; for feed-forward ones bind
         `@attention/SwitchFFN`, with the sizes under that scope.
 
     Raises:
-      ValueError: if `num_heads` or `key_value_size` is not positive.
+      ValueError: if an argument is out of its range.
     """
-    for name, value in (("num_heads", num_heads),
-                        ("key_value_size", key_value_size)):
-      if value < 1:
-        raise ValueError(
-            f"SwitchSelfAttention: {name} must be at least 1, with "
-            f"{name}={value}. Set SwitchSelfAttention.{name}.")
+    who = "SwitchSelfAttention"
+    checks.whole(who, num_heads=num_heads, key_value_size=key_value_size)
+    checks.number(who, at_least=0, below=1, dropout_rate=dropout_rate)
+    checks.one_of(who, RELATIVE_ATTENTION,
+                  relative_attention_type=relative_attention_type)
+    # With fewer an encoder has no bucket for distances that are not exact.
+    checks.whole(
+        who, at_least=4,
+        relative_attention_num_buckets=relative_attention_num_buckets)
+    checks.instance(who, Callable, "@attention/SwitchFFN, without brackets",
+                    projection=projection)
     super().__init__(
         num_heads=num_heads, key_value_size=key_value_size, shared_kv=True,
         dropout_rate=dropout_rate,
         relative_attention_type=relative_attention_type,
         relative_attention_num_buckets=relative_attention_num_buckets)
-    self.projection = projection
+    # Made here, as gin's scopes (encoder, decoder) hold while layers are made.
+    self.query_projection = projection()
+    self.memory_projection = projection()
+    checks.instance(
+        who, SwitchFFN, "what makes one, such as @attention/SwitchFFN",
+        projection=self.query_projection)
 
   def make_params(self, context):
     """See the base class."""
@@ -92,7 +105,7 @@ class _SwitchProjections(attention.AttentionParams):
 
   def compute_q(self, query_antecedent):
     """See the base class; scaled here, as no initialiser can fold it in."""
-    q = self._project("q", query_antecedent, self.q_dims)
+    q = self._project("q", query_antecedent)
     return q * self.key_dim.size ** -0.5
 
   def compute_kv(self, memory_antecedent):
@@ -100,16 +113,18 @@ class _SwitchProjections(attention.AttentionParams):
     context = self._context
     memory_length = self._layer.memory_length(context)
     if memory_length not in memory_antecedent.shape.dims:  # one position
-      return self._project("kv", memory_antecedent, self.k_dims)
+      return self._project("kv", memory_antecedent)
     # The layer knows padding by the tokens' own length dimension.
     x = mtf.replace_dimensions(
         memory_antecedent, memory_length, context.length_dim)
     return self._layer.rename_length_to_memory_length(
-        self._project("kv", x, self.k_dims), context)
+        self._project("kv", x), context)
 
-  def _project(self, name: str, x: mtf.Tensor, dims: list[mtf.Dimension]):
-    """The outputs of one Switch layer, their last dimension split in `dims`."""
-    combined = mtf.Dimension(dims[0].name, mtf.Shape(dims).size)
+  def _project(self, name: str, x: mtf.Tensor) -> mtf.Tensor:
+    """The outputs of one Switch layer, split into heads."""
+    layer = (self._layer.query_projection if name == "q"
+             else self._layer.memory_projection)
+    combined = mtf.Dimension(self.q_dims[0].name, mtf.Shape(self.q_dims).size)
     with tf.variable_scope(name):
-      y = self._layer.projection().project(self._context, x, combined)
-    return mtf.replace_dimensions(y, combined, dims)
+      y = layer.project(self._context, x, combined)
+    return mtf.replace_dimensions(y, combined, self.q_dims)

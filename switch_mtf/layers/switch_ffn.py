@@ -9,10 +9,11 @@ import gin
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
 
+from switch_mtf import checks
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers import summaries
 from switch_mtf.layers.dispatch import Dispatcher, default_dispatcher
-from switch_mtf.layers.experts import expert_ffn, expert_linear
+from switch_mtf.layers.experts import ACTIVATIONS, expert_ffn, expert_linear
 from switch_mtf.layers.routing import Router, SwitchRouter
 
 
@@ -62,12 +63,14 @@ class SwitchFFN(transformer.TransformerLayer):
       dispatcher: a `Dispatcher`; by default einsum on TPU, gather elsewhere.
 
     Raises:
-      ValueError: if a number is out of its range.
+      ValueError: if an option is not what it can be.
     """
+    if not isinstance(activation, list | tuple):
+      activation = [activation]
     _check_options(dict(locals()))
     self.num_experts = num_experts
     self.hidden_size = hidden_size
-    self.activation = activation
+    self.activation = list(activation)
     self.group_size = group_size
     self.capacity_factor_train = capacity_factor_train
     self.capacity_factor_eval = capacity_factor_eval
@@ -76,6 +79,10 @@ class SwitchFFN(transformer.TransformerLayer):
     self.load_balancing_coef = load_balancing_coef
     self.router_z_coef = router_z_coef
     self.router = router or SwitchRouter()
+    checks.instance("SwitchFFN", Router, "@SwitchRouter()", router=self.router)
+    if dispatcher is not None:
+      checks.instance("SwitchFFN", Dispatcher, "@GatherDispatcher()",
+                      dispatcher=dispatcher)
     self.dispatcher = dispatcher
 
   def call(
@@ -177,18 +184,18 @@ def _nonpadding(
 
 
 def _check_options(options: dict) -> None:
-  """Raises ValueError unless every number is in its range."""
-  for names, is_legal, what in (
-      (("num_experts", "group_size", "min_capacity"), lambda n: n >= 1,
-       "at least 1"),
-      (("hidden_size",), lambda n: n is None or n >= 1, "at least 1, or None"),
-      (("dropout_rate",), lambda n: 0 <= n < 1, "in [0, 1)"),
-      (("capacity_factor_train", "capacity_factor_eval"),
-       lambda n: n is None or n > 0, "greater than 0, or None"),
-      (("load_balancing_coef", "router_z_coef"), lambda n: n >= 0,
-       "at least 0")):
-    for name in names:
-      if not is_legal(options[name]):
-        raise ValueError(
-            f"SwitchFFN: {name} must be {what}, with {name}={options[name]}. "
-            f"Set SwitchFFN.{name}.")
+  """Raises ValueError unless every option is what it can be."""
+  def among(*names: str) -> dict:
+    return {name: options[name] for name in names if options[name] is not None
+            or name not in ("hidden_size", *factors)}
+
+  who = "SwitchFFN"
+  factors = ("capacity_factor_train", "capacity_factor_eval")
+  checks.whole(who, **among(
+      "num_experts", "hidden_size", "group_size", "min_capacity"))
+  checks.number(who, above=0, **among(*factors))
+  checks.number(who, at_least=0, below=1, **among("dropout_rate"))
+  checks.number(
+      who, at_least=0, **among("load_balancing_coef", "router_z_coef"))
+  for activation in options["activation"] or [None]:
+    checks.one_of(who, ACTIVATIONS, activation=activation)

@@ -77,7 +77,8 @@ def explain_task_error(error: Exception) -> ValueError | None:
 def explain_gin_error(error: Exception) -> ValueError | None:
   """A better error for a binding that names nothing, or None."""
   text = str(error)
-  unknown = re.search(r"No configurable matching '([^']+)'", text)
+  unknown = re.search(
+      r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", text)
   if unknown:
     name = unknown.group(1)
     return ValueError(

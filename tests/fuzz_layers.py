@@ -1,0 +1,597 @@
+"""Feeds the layers random gin configurations, legal and illegal.
+
+  PYTHONPATH=. python tests/fuzz_layers.py --count 500 --seed 0
+  PYTHONPATH=. python tests/fuzz_layers.py --each    # every value by itself
+
+Each is parsed, built through gin, and run for one step, forward and backward.
+A legal one must run and give finite numbers. An illegal one must be refused, in
+words that tell the user what to change: `<who>: <what must hold>, with
+<name=value, ...>. <what to change>.` Anything else is a finding, printed with
+the smallest configuration that still shows it; then the exit code is 1.
+"""
+
+import switch_mtf.compat  # noqa: F401  isort:skip  (before mesh_tensorflow)
+
+import argparse
+import collections
+import dataclasses
+import json
+import random
+import re
+import sys
+import time
+import traceback
+import types
+
+import gin
+import mesh_tensorflow as mtf
+import numpy as np
+import tensorflow.compat.v1 as tf
+from mesh_tensorflow.transformer import transformer
+
+from switch_mtf.layers import (  # noqa: F401  (known to gin by its import)
+  initialization,
+  routers,
+  stateless,
+  switch_attention,
+  switch_ffn,
+)
+from switch_mtf.training import guards
+
+HOUSE_FORM = re.compile(
+    r"[\w. ]+: .+ must .+, with .+[=:].*\. [A-Z].*\.?", re.DOTALL)
+# Why a layer is refused of which every binding by itself is legal.
+FORESEEN = re.compile(
+    "divide|divisible|be autoregressive|exploration must leave|"
+    "split by different mesh axes|split by one mesh axis|must not split")
+APPENDIX = "\n  In call to configurable"  # gin's own appendix to a message
+
+
+@gin.configurable
+def nan() -> float:
+  """Not a number: gin has no way to write it."""
+  return float("nan")
+
+
+@gin.configurable
+def step(
+    layer,
+    x_shape: str = "batch:4,length:4,d_model:8",
+    mode: str = "train",
+    autoregressive: bool = False,
+    bfloat16: bool = False,
+    padding: bool = False,
+    mesh_shape: str = "",
+    layout: str = "",
+) -> dict[str, np.ndarray]:
+  """Runs a layer once in a graph of its own, as a model would.
+
+  Args:
+    layer: a TransformerLayer.
+    x_shape: of its input.
+    mode: "train", "eval" or "incremental"; in the last `x` has no length.
+    autoregressive: whether the layer is in a decoder, as it always is while
+      decoding.
+    bfloat16: whether activations are.
+    padding: whether the ends of the sequences are.
+    mesh_shape: processors, all on this CPU.
+    layout: of the tensors.
+
+  Returns:
+    Outputs, losses and gradients of their sum.
+  """
+  mesh = mtf.Mesh(mtf.Graph(), "mesh")
+  mesh_shape = mtf.convert_to_shape(mesh_shape)
+  layout = mtf.convert_to_layout_rules(layout)
+  autoregressive = autoregressive or mode == "incremental"
+  try:
+    context, x = _context(
+        mesh, mtf.convert_to_shape(x_shape), mode, padding,
+        tf.bfloat16 if bfloat16 else tf.float32, types.SimpleNamespace(
+            layout=layout, mesh_shape=mesh_shape,
+            autoregressive=autoregressive, fully_autoregressive=autoregressive,
+            ensemble_dim=None, ensemble_dims=[]))
+    tf.set_random_seed(stateless.random_seed())
+    initialization.scale_attention(tf.get_variable_scope())
+    with tf.variable_scope("block_000/layer_001/layer") as scope:
+      y = _call(layer, context, x, scope)
+    found = {"y": y, **{f"loss {i}": t for i, t in enumerate(context.losses)}}
+    total = mtf.add_n([
+        mtf.reduce_sum(mtf.to_float(t)) for t in found.values()])
+    inputs = {v.name: v.outputs[0] for v in mesh.graph.trainable_variables}
+    inputs["x"] = x
+    found |= {f"d {name}": d for name, d in zip(
+        inputs, mtf.gradients([total], list(inputs.values())), strict=True)}
+    return _evaluate(mesh, found, mesh_shape, layout)
+  except Exception as error:
+    # As a training run does it.
+    better = guards.explain_mesh_error(error, mesh_shape, layout)
+    if better is None:
+      raise
+    raise better from error
+
+
+def _context(mesh, x_shape, mode, padding, dtype, model):
+  """What a stack tells its layers, and their input."""
+  rng = np.random.default_rng(0)
+  *token_dims, model.model_dim = x_shape.dims
+  length = mtf.Dimension("length", 4)  # in the cache, while decoding
+  batch = token_dims
+  if mode != "incremental":
+    *batch, length = token_dims
+  positions = mtf.range(mesh, length, tf.int32)
+  context = transformer.Context(
+      model, mesh, batch_dims=batch, length_dim=length, mode=mode,
+      variable_dtype=mtf.VariableDType(tf.float32, tf.float32, dtype),
+      position=positions, position_is_default=True, losses=[],
+      write_priority=positions if model.autoregressive else None,
+      read_priority=positions if model.autoregressive else None)
+  if mode != "incremental":
+    # T5 always passes this: upstream's attention needs a mask on a mesh.
+    real = rng.integers(1, length.size + 1, [d.size for d in batch] + [1])
+    real = np.arange(length.size) < (real if padding else length.size)
+    context.sequence_id = mtf.import_tf_tensor(
+        mesh, tf.constant(np.int32(real * np.ones(
+            [d.size for d in token_dims]))), mtf.Shape(token_dims))
+  x = mtf.import_tf_tensor(
+      mesh, tf.constant(rng.normal(size=x_shape.to_integer_list), dtype),
+      x_shape)
+  return context, x
+
+
+def _call(layer, context, x, scope):
+  """Runs the layer; while decoding, on the state that it left behind."""
+  if context.mode != "incremental":
+    return layer.call(context, x)
+  length = context.length_dim
+  context.mode, context.new_states = "first_part", []
+  layer.call(context, mtf.broadcast(
+      x, mtf.Shape([*x.shape.dims[:-1], length, x.shape.dims[-1]])))
+  context.mode, context.losses = "incremental", []
+  context.states, context.new_states = context.new_states, []
+  context.position = mtf.constant(x.mesh, 1, dtype=tf.int32)
+  if context.read_priority is not None:
+    context.read_priority = context.position
+  scope.reuse_variables()
+  return layer.call(context, x)
+
+
+def _evaluate(mesh, tensors, mesh_shape, layout):
+  """Mtf tensors as arrays; a gradient may be None."""
+  impl = mtf.placement_mesh_impl.PlacementMeshImpl(
+      mesh_shape, layout, [""] * mesh_shape.size)
+  lowering = mtf.Lowering(mesh.graph, {mesh: impl})
+  exported = {name: tf.cast(lowering.export_to_tf_tensor(t), tf.float32)
+              for name, t in tensors.items() if t is not None}
+  # Graphs this small take longer to optimise than to run.
+  config = tf.ConfigProto()
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  with tf.Session(config=config) as session:
+    session.run(tf.global_variables_initializer())
+    session.run(lowering.copy_masters_to_slices())
+    return session.run(exported)
+
+
+# What is drawn.
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A binding, and what kind of mistake it is ('' if none)."""
+
+  name: str
+  value: str
+  mistake: str = ""
+
+  def __str__(self):
+    return f"{self.name} = {self.value}"
+
+
+WRONG_TYPE = {"a string": "'1'", "a list": "[1]", "None": "None"}
+NOT_FINITE = {"NaN": "@nan()", "infinite": "1e999"}
+
+
+def whole(*legal, **more):
+  """Legal values of a positive whole number, and illegal ones."""
+  return legal, WRONG_TYPE | {
+      "zero": "0", "negative": "-1", "NaN": "@nan()", "infinite": "1e999",
+      "a fraction": "2.5"} | more
+
+
+def real(*legal, **illegal):
+  """Legal values of a number, and illegal ones."""
+  return legal, WRONG_TYPE | NOT_FINITE | {"negative": "-.5"} | illegal
+
+
+def switch():
+  return ("True", "False"), {"a string": "'no'", "None": "None"}
+
+
+def optional(numbers):
+  """The same numbers, where None is legal."""
+  legal, illegal = numbers
+  return (*legal, "None"), {k: v for k, v in illegal.items() if k != "None"}
+
+
+def part(*names, also=(), **illegal):
+  """Objects that gin makes."""
+  return (*(f"@{n}()" for n in names), *also), {
+      "a class, not an object": f"@{names[0]}", "a string": f"'{names[0]}'",
+      "a number": "3", "another kind of object": "@AlwaysSecond()",
+      "no such name": f"@{names[0]}r()"} | illegal
+
+
+EXPLORATION = part(
+    "InputJitter", "Argmax", "SampleSoftmax", "InputDropout", also=("None",))
+SECOND = part("AlwaysSecond", "NeverSecond", "SecondAboveThreshold",
+              "RandomSecond", also=("None",))
+SECOND[1]["another kind of object"] = "@Argmax()"
+FACTOR = optional(real("1.0", "1.25", ".3", "2", "100", "1e30", zero="0"))
+ROUTER = {"exploration": EXPLORATION, "float32": switch()}
+PARAMETERS = {
+    "SwitchFFN": {
+        "num_experts": whole("1", "2", "4", "6", "8"),
+        "hidden_size": optional(whole("1", "8", "12")),
+        "activation": (
+            ("'relu'", "'gelu'", "['gelu', 'linear']", "'linear'", "'swish'",
+             "['relu']", "['tanh', 'sigmoid', 'linear']"), {
+                 "no such function": "'rellu'", "no list's": "['gelu', 'line']",
+                 "not a function of one tensor": "'einsum'", "a number": "3",
+                 "an empty list": "[]", "a tuple": "('gelu', 'linear')",
+                 "no function": "'Tensor'", "not in a list": "[3]"}),
+        "group_size": whole("4", "8", "16", "1000000000", "2", "1", "3"),
+        "capacity_factor_train": FACTOR,
+        "capacity_factor_eval": FACTOR,
+        "min_capacity": whole("1", "4", "1000000000"),
+        "dropout_rate": real("0", ".1", "0.999", one="1", large="1.5"),
+        "load_balancing_coef": real("0", "1e-2", "1", "1000"),
+        "router_z_coef": real("0", "1e-3", "1"),
+        "router": part("SwitchRouter", "Top2Router", "NoTokenLeftBehindRouter",
+                       "ExpertChoiceRouter", also=("None",)),
+        "dispatcher": part(
+            "EinsumDispatcher", "GatherDispatcher", also=("None",)),
+    },
+    "SwitchRouter": ROUTER | {"prioritized": switch()},
+    "Top2Router": ROUTER | {
+        "prioritized": switch(), "second_train": SECOND, "second_eval": SECOND,
+        "second_place_weight": real("0", ".5", "1")},
+    "NoTokenLeftBehindRouter": ROUTER | {
+        "rounds": whole("1", "2", "3", "1000000000")},
+    "ExpertChoiceRouter": ROUTER | {"softmax_over_tokens": switch()},
+    "SecondAboveThreshold": {
+        "threshold": real("0", ".2", ".99", one="1", large="2")},
+    "RandomSecond": {"threshold": real(".2", "1", "1e-6", zero="0", large="2")},
+    "InputJitter": {"epsilon": real("0", "1e-2", ".9", one="1", large="3")},
+    "InputDropout": {"rate": real("0", ".1", ".9", one="1", large="3")},
+    "SampleSoftmax": {"temperature": real("1", ".1", "1000", zero="0")},
+    "init_scale": {"value": real(".1", "1", "4", zero="0")},
+    "attention_init": {"scale": optional(real(".1", "1", zero="0"))},
+    "random_seed": {"value": (
+        ("0", "-1", "12345678901234567890"), WRONG_TYPE | NOT_FINITE | {
+            "a fraction": "2.5"})},
+    "SwitchSelfAttention": {
+        "num_heads": whole("1", "2", "4"),
+        "key_value_size": whole("1", "4", "8"),
+        "dropout_rate": real("0", ".1", ".9", one="1", large="1.5"),
+        "relative_attention_type": (
+            ("None", "'bias'", "'bias_shared'", "'contextual'"),
+            {"no such type": "'biased'", "a number": "3",
+             "a list": "['bias']"}),
+        "relative_attention_num_buckets": whole("8", "32", "4"),
+        "projection": (
+            ("@SwitchFFN", "@linear/SwitchFFN"), {
+                "an object, not a class": "@SwitchFFN()", "None": "None",
+                "a string": "'SwitchFFN'", "another class": "@Argmax"}),
+    },
+}
+# Always there, as they make the defaults of the layer small.
+SMALL = {"SwitchFFN.hidden_size": "8", "SwitchFFN.group_size": "8",
+         "SwitchFFN.num_experts": "4", "SwitchSelfAttention.num_heads": "2",
+         "SwitchSelfAttention.key_value_size": "4"}
+SHAPES = {
+    "train": ["batch:4,length:4,d_model:8", "batch:2,length:8,d_model:8",
+              "batch:8,length:2,d_model:8", "batch:1,length:6,d_model:8",
+              "outer_batch:2,batch:4,length:4,d_model:8",
+              "outer_batch:1,batch:4,length:2,d_model:8"],
+    "incremental": ["batch:4,d_model:8", "batch:8,d_model:8",
+                    "batch:4,beam:2,d_model:8", "batch:1,d_model:8"],
+}
+MESHES = ["a:1", "a:2", "a:4", "a:8", "a:3", "a:2;b:2", "a:4;b:2", "a:2;b:4",
+          "a:1;b:2", "a:2;b:2;o:2", "o:2;a:2"]
+SPLIT = ["batch", "experts", "d_ff", "heads", "outer_batch"]
+# Not to be split: see `switch_mtf/dims.py`.
+NEVER = ["group", "expert_capacity", "choices", "length", "d_model", "d_kv",
+         "experts_unsplit", "expert_tokens", "memory_length"]
+# A value by itself is tried out where it is used.
+USED_BY = {
+    "Top2Router": ("SwitchFFN.router",), "SwitchRouter": ("SwitchFFN.router",),
+    "NoTokenLeftBehindRouter": ("SwitchFFN.router",),
+    "ExpertChoiceRouter": ("SwitchFFN.router",),
+    "SecondAboveThreshold": ("Top2Router.second_train",),
+    "RandomSecond": ("Top2Router.second_train",),
+    "InputJitter": ("SwitchRouter.exploration",),
+    "InputDropout": ("SwitchRouter.exploration",),
+    "SampleSoftmax": ("SwitchRouter.exploration",)}
+# A dimension twice on one axis, an axis that is not there, one that does not
+# divide, one where there is nothing to split.
+LAYOUTS = ["experts:a;d_ff:a", "batch:a;experts:a;d_ff:a", "batch:z",
+           "batch:a;batch:b", "experts:a;experts:b", "experts:b;batch:a",
+           "d_ff:a;experts:b", "heads:a;d_ff:a;batch:b", "vocab:a"]
+MISNAMED = ["SwitchFFN.capacity_factor = 1.0", "SwitchFN.num_experts = 4",
+            "SwitchRouter.rounds = 2", "Top2Router.second_policy = 'all'",
+            "SampleSoftmax.temprature = 1.0"]
+
+
+class Generator:
+  """Draws configurations."""
+
+  def __init__(self, seed: int):
+    self._random = random.Random(seed)
+
+  def draw(self) -> list[Line]:
+    """A configuration, as bindings of which most or all are legal."""
+    rng = self._random
+    self._mistakes = rng.choices([0, 1, 2], [45, 50, 5])[0]
+    layer = rng.choices(["SwitchFFN", "SwitchSelfAttention"], [3, 1])[0]
+    lines = [Line("step.layer", f"@{layer}()"), *self._surroundings()]
+    todo, done = [layer, "init_scale", "random_seed"], set()
+    if layer != "SwitchFFN":
+      todo += ["SwitchFFN", "attention_init"]
+    while todo:
+      name = todo.pop()
+      if name in done or name not in PARAMETERS:
+        continue
+      done.add(name)
+      new = self._bindings(name, everything=name == layer)
+      lines += new
+      todo += [n for line in new for n in re.findall(r"@(\w+)", line.value)]
+    if layer == "SwitchSelfAttention":
+      lines.append(Line("linear/SwitchFFN.hidden_size", "None"))
+    if rng.random() < .03:
+      lines.append(Line(*rng.choice(MISNAMED).split(" = "), "misnamed"))
+    return lines
+
+  def _bindings(self, name: str, everything: bool) -> list[Line]:
+    """Some parameters of a configurable."""
+    rng, lines = self._random, []
+    names = list(PARAMETERS[name])
+    rng.shuffle(names)
+    for parameter in names:
+      legal, illegal = PARAMETERS[name][parameter]
+      full = f"{name}.{parameter}"
+      wrong = self._mistakes and rng.random() < (.15 if everything else .3)
+      if wrong:
+        self._mistakes -= 1
+        mistake = rng.choice(sorted(illegal))
+        lines.append(Line(full, illegal[mistake], mistake))
+      elif full in SMALL and rng.random() < .6:
+        lines.append(Line(full, SMALL[full]))
+      elif full in SMALL or rng.random() < .4 or "router" in parameter:
+        lines.append(Line(full, rng.choice(legal)))
+    return lines
+
+  def _surroundings(self) -> list[Line]:
+    """Input, mode and layout."""
+    rng = self._random
+    mode = rng.choices(["train", "eval", "incremental"], [5, 2, 2])[0]
+    shapes = SHAPES.get(mode, SHAPES["train"])
+    lines = [Line("step.mode", repr(mode)),
+             Line("step.x_shape", repr(rng.choice(shapes)))]
+    for name, chance in (
+        ("autoregressive", .3), ("bfloat16", .2), ("padding", .4)):
+      if rng.random() < chance:
+        lines.append(Line(f"step.{name}", "True"))
+    if rng.random() < .5:
+      mesh = rng.choice(MESHES)
+      axes = re.findall(r"\w(?=:)", mesh)
+      split = rng.sample(SPLIT, rng.randint(1, 3))
+      mistake = ""
+      if self._mistakes and rng.random() < .15:
+        self._mistakes -= 1
+        mistake = "a layout that is not foreseen"
+        if rng.random() < .7:
+          split.append(rng.choice(NEVER))
+        else:
+          axes = [*axes, "z"]
+      layout = ";".join(f"{dim}:{rng.choice(axes)}" for dim in split)
+      lines += [Line("step.mesh_shape", repr(mesh)),
+                Line("step.layout", repr(layout), mistake)]
+    return lines
+
+
+def each():
+  """A configuration for every value of every parameter, and some layouts."""
+  for name, parameters in PARAMETERS.items():
+    for parameter, (legal, illegal) in parameters.items():
+      for value in legal:
+        yield by_itself(name, Line(f"{name}.{parameter}", value))
+      for mistake, value in illegal.items():
+        yield by_itself(name, Line(f"{name}.{parameter}", value, mistake))
+  for layout in [*(f"{dim}:a" for dim in SPLIT + NEVER), *LAYOUTS]:
+    for mesh in ("a:2;b:2", "a:3;b:1"):
+      for name in ("SwitchFFN", "SwitchSelfAttention"):
+        yield by_itself(name, Line("step.layout", repr(layout), "a layout"),
+                        Line("step.mesh_shape", repr(mesh)))
+  for text in MISNAMED:
+    yield by_itself("SwitchFFN", Line(*text.split(" = "), "misnamed"))
+
+
+def by_itself(name: str, *lines: Line) -> list[Line]:
+  """A small configuration in which these bindings matter."""
+  layer = "SwitchFFN"
+  if name in ("SwitchSelfAttention", "attention_init"):
+    layer = "SwitchSelfAttention"
+  used = []
+  while name in USED_BY:
+    used.append(Line(USED_BY[name][0], f"@{name}()"))
+    name = USED_BY[name][0].split(".")[0]
+  given = {line.name for line in lines}
+  small = [Line(k, v) for k, v in SMALL.items()
+           if k not in given and k.startswith(("SwitchFFN", layer))]
+  if layer != "SwitchFFN":
+    small.append(Line("linear/SwitchFFN.hidden_size", "None"))
+    relative = "SwitchSelfAttention.relative_attention_type"
+    if relative not in given:
+      small.append(Line(relative, "'bias'"))
+  # What an evaluation uses, a run of training does not.
+  if any(line.name.endswith("_eval") for line in lines):
+    small.append(Line("step.mode", "'eval'"))
+  return [Line("step.layer", f"@{layer}()"), *small, *used, *lines]
+
+
+# What comes of it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What became of a configuration.
+
+  Attributes:
+    kind: "ran", "refused" or "finding".
+    label: the same for outcomes that are alike.
+    message: of the error, if there was one.
+  """
+
+  kind: str
+  label: str
+  message: str = ""
+
+
+def try_out(lines: list[Line]) -> Outcome:
+  """Parses, builds, runs, and judges."""
+  gin.clear_config()
+  mistakes = [f"{line.name}: {line.mistake}" for line in lines if line.mistake]
+  try:
+    with tf.Graph().as_default():
+      gin.parse_config([str(line) for line in lines])
+      found = step()
+  except Exception as error:  # noqa: BLE001  (which error is the question)
+    return _judge(error, mistakes)
+  finally:
+    gin.clear_config()
+  wild = [name for name, value in found.items() if not np.isfinite(value).all()]
+  if wild:
+    return Outcome("finding", "ran, to numbers that are not finite",
+                   f"{', '.join(wild)}; {'; '.join(mistakes)}")
+  # A layout may be unforeseen and work.
+  mistakes = [m for m in mistakes if not m.startswith("step.")]
+  if mistakes:
+    return Outcome("finding", f"ran, though illegal: {mistakes[0]}",
+                   "; ".join(mistakes))
+  return Outcome("ran", "ran")
+
+
+def _judge(error: Exception, mistakes: list[str]) -> Outcome:
+  """An error that the user can read, or a finding."""
+  text = guards.readable(error)
+  # `run_t5.py` catches no others.
+  if text and HOUSE_FORM.match(text) and isinstance(
+      error, ValueError | OSError):
+    label = re.split(r", with ", text)[0]
+    if mistakes or FORESEEN.search(label):
+      return Outcome("refused", label, text)
+    return Outcome("finding", f"refused, though legal: {label}", text)
+  frames = traceback.extract_tb(error.__traceback__)
+  ours = [f for f in frames if "/switch_mtf/" in f.filename]
+  where = f" in {ours[-1].name}" if ours else ""
+  text = str(error).split(APPENDIX)[0]
+  # gin raises a subclass of its own, of the same name.
+  # What follows may hold a set, printed in any order.
+  label = re.sub(r"\d+(\.\d+)?", "N", text.strip().split("\n")[0])[:60]
+  return Outcome("finding", f"{type(error).__name__}{where}: {label}", text)
+
+
+def smallest(lines: list[Line], label: str) -> list[Line]:
+  """The configuration without each line that does not matter."""
+  for line in list(lines):
+    fewer = [other for other in lines if other is not line]
+    if line.name != "step.layer" and try_out(fewer).label == label:
+      lines = fewer
+  return lines
+
+
+def fuzz(configurations: list[list[Line]], report=print,
+         seconds_between_lines: float = 10.0, verbose: bool = False) -> dict:
+  """Tries out configurations.
+
+  Args:
+    configurations: what to try.
+    report: is given each line of progress.
+    seconds_between_lines: of progress.
+    verbose: whether to report each configuration before it is tried.
+
+  Returns:
+    ran: a number; refused: number by message; findings: by label a dict of
+      number, message, the smallest gin text, and number by mistake.
+  """
+  refused, findings = collections.Counter(), {}
+  start, said, count = time.monotonic(), time.monotonic(), len(configurations)
+  for done, lines in enumerate(configurations, start=1):
+    if verbose:
+      report("trying:\n  " + "\n  ".join(map(str, lines)))
+    outcome = try_out(lines)
+    if outcome.kind == "refused":
+      refused[outcome.label] += 1
+    elif outcome.kind == "finding":
+      if outcome.label not in findings:
+        findings[outcome.label] = {
+            "number": 0, "message": outcome.message, "mistakes": {},
+            "gin": [str(s) for s in smallest(lines, outcome.label)]}
+        report(f"finding: {outcome.label}\n  " +
+               "\n  ".join(findings[outcome.label]["gin"]))
+      findings[outcome.label]["number"] += 1
+      for line in lines:
+        if line.mistake:
+          seen = findings[outcome.label]["mistakes"]
+          what = f"{line.name}: {line.mistake}"
+          seen[what] = seen.get(what, 0) + 1
+    now = time.monotonic()
+    if now - said > seconds_between_lines or done == count:
+      said, left = now, (now - start) / done * (count - done)
+      report(f"{done} of {count}, {len(findings)} findings, "
+             f"{left / 60:.1f} minutes left")
+  ran = count - sum(refused.values()) - sum(
+      f["number"] for f in findings.values())
+  return {"ran": ran, "refused": dict(refused), "findings": findings}
+
+
+def table(results: dict) -> str:
+  """The results, for people."""
+  lines = [f"{results['ran']:6d}  ran"]
+  lines += [f"{n:6d}  refused: {label}" for label, n in sorted(
+      results["refused"].items(), key=lambda item: -item[1])]
+  for label, finding in results["findings"].items():
+    lines += [f"{finding['number']:6d}  FINDING: {label}",
+              f"        {finding['message'][:300]}",
+              *(f"          {line}" for line in finding["gin"]),
+              *(f"        {n} with {m}" for m, n in
+                finding["mistakes"].items())]
+  return "\n".join(lines)
+
+
+def main() -> int:
+  """The command."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--count", type=int, default=500)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--each", action="store_true",
+                      help="every value by itself, instead of random ones")
+  parser.add_argument("--verbose", action="store_true",
+                      help="print each configuration before it is tried")
+  parser.add_argument("--output", help="a JSON file for the results")
+  arguments = parser.parse_args()
+  generator = Generator(arguments.seed)
+  results = fuzz(
+      list(each()) if arguments.each else [
+          generator.draw() for _ in range(arguments.count)],
+      verbose=arguments.verbose, report=lambda text: print(text, flush=True))
+  print(table(results))
+  if arguments.output:
+    with open(arguments.output, "w") as f:
+      json.dump(results, f, indent=2)
+  return 1 if results["findings"] else 0
+
+
+if __name__ == "__main__":
+  tf.logging.set_verbosity(tf.logging.ERROR)
+  sys.exit(main())

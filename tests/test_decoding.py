@@ -1,0 +1,123 @@
+"""Incremental decoding against teacher forcing, token by token."""
+
+import mesh_tensorflow as mtf
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import lower
+from mesh_tensorflow.transformer import transformer, transformer_layers
+
+from switch_mtf.layers.routers import (
+  ExpertChoiceRouter,
+  NoTokenLeftBehindRouter,
+  Top2Router,
+)
+from switch_mtf.layers.routing import SwitchRouter
+from switch_mtf.layers.switch_attention import SwitchSelfAttention
+from switch_mtf.layers.switch_ffn import SwitchFFN
+
+BATCH, LENGTH, VOCAB = 3, 7, 11
+SUBLAYERS = [transformer.sublayer_rms_norm, transformer.sublayer_call_layer,
+             transformer.sublayer_residual]
+ROUTERS = {
+    "switch": SwitchRouter,
+    "switch, prioritized": lambda: SwitchRouter(prioritized=True),
+    "top 2": Top2Router,
+    "top 2, prioritized": lambda: Top2Router(prioritized=True),
+    "no token left behind": lambda: NoTokenLeftBehindRouter(rounds=3),
+}
+
+
+def ffn(router=SwitchRouter, *, factor=None, **changed):
+  # Groups of 21 tokens: one while all positions are there, and one of 3 in each
+  # step of decoding.
+  return SwitchFFN(num_experts=4, group_size=21, capacity_factor_eval=factor,
+                   min_capacity=1, router=router(),
+                   **({"hidden_size": 16} | changed))
+
+
+def self_attention(cls=transformer_layers.SelfAttention, **changed):
+  return cls(num_heads=2, key_value_size=4, relative_attention_type="bias",
+             relative_attention_num_buckets=4, **changed)
+
+
+def both_ways(layers):
+  """Logits [batch, length, vocab] of all positions at once, and one by one."""
+  mesh = mtf.Mesh(mtf.Graph(), "mesh")
+  model = transformer.Unitransformer(
+      transformer.LayerStack(layers=layers, sublayers_initial=[],
+                             sublayers_per_layer=SUBLAYERS, sublayers_final=[]),
+      d_model=8, input_vocab_size=VOCAB, output_vocab_size=VOCAB,
+      autoregressive=True, max_length=LENGTH, name="decoder",
+      vocab_divisor=1, positional_embedding=False)
+  batch, length = mtf.Dimension("batch", BATCH), mtf.Dimension("length", LENGTH)
+  rng = np.random.default_rng(0)
+  ids = mtf.import_tf_tensor(
+      mesh, tf.constant(rng.integers(2, VOCAB, [BATCH, LENGTH]), tf.int32),
+      mtf.Shape([batch, length]))
+  inputs = transformer.autoregressive_inputs(ids)
+  dtype = mtf.VariableDType(tf.float32)
+  whole, _ = model.call_simple(
+      inputs, ids, compute_loss=False, mode=tf.estimator.ModeKeys.EVAL,
+      variable_dtype=dtype)
+  common = dict(
+      model=model, mesh=mesh, batch_dims=[batch], length_dim=length,
+      variable_dtype=dtype)
+  positions = mtf.range(mesh, length, tf.int32)
+  first = transformer.Context(
+      mode="first_part", position=positions, position_is_default=True,
+      new_states=[], write_priority=positions, read_priority=positions,
+      **common)
+  with tf.variable_scope("decoder", reuse=True):
+    model._call_internal(first, mtf.zeros_like(inputs))
+  states, steps = [mtf.zeros_like(s) for s in first.new_states], []
+  for i in range(LENGTH):
+    position = mtf.constant(mesh, i, dtype=tf.int32)
+    step = transformer.Context(
+        mode="incremental", position=position, states=states, new_states=[],
+        write_priority=positions, read_priority=position, **common)
+    with tf.variable_scope("decoder", reuse=True):
+      steps.append(model._call_internal(step, mtf.gather(
+          inputs, position, length)))
+    states = step.new_states
+  return evaluate_with_random_weights(
+      mesh, [whole, mtf.stack(steps, "length", axis=1)])
+
+
+def evaluate_with_random_weights(mesh, tensors):
+  lowering = lower(mesh)
+  exported = [lowering.export_to_tf_tensor(t) for t in tensors]
+  rng = np.random.default_rng(1)
+  with tf.Session() as session:
+    for variable in tf.global_variables():
+      shape = variable.shape.as_list()
+      session.run(variable.initializer)
+      variable.load(rng.normal(size=shape) / max(1, shape[-1])**.5, session)
+    session.run(lowering.copy_masters_to_slices())
+    return session.run(exported)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_of_tokens(router):
+  whole, one_by_one = both_ways(
+      [self_attention(), ffn(ROUTERS[router]), ffn(ROUTERS[router])])
+  np.testing.assert_allclose(one_by_one, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden_size", [None, 16])
+def test_switch_attention(hidden_size):
+  attention = self_attention(
+      SwitchSelfAttention, projection=lambda: ffn(hidden_size=hidden_size))
+  whole, one_by_one = both_ways([attention, ffn(), attention])
+  np.testing.assert_allclose(one_by_one, whole, atol=1e-5)
+
+
+def test_a_capacity_that_binds_makes_a_difference():
+  # Else the tests above could not fail: 21 tokens, 4 experts, 2 slots each.
+  whole, one_by_one = both_ways([self_attention(), ffn(factor=.5)])
+  assert np.abs(one_by_one - whole).max() > .01
+
+
+def test_expert_choice_does_not_decode():
+  with pytest.raises(ValueError, match="^ExpertChoiceRouter: the stack must"):
+    both_ways([ffn(ExpertChoiceRouter)])

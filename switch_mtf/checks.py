@@ -83,7 +83,8 @@ def instance(who: str, cls: type, example: str, **options: Any) -> None:
   """
   for name, value in options.items():
     if not isinstance(value, cls):
-      refuse(who, name, value, f"a {cls.__name__}", to=f" to {example}")
+      article = "an" if cls.__name__[0] in "AEIOU" else "a"
+      refuse(who, name, value, f"{article} {cls.__name__}", to=f" to {example}")
 
 
 def refuse(

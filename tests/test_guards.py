@@ -158,3 +158,16 @@ def test_mesh_that_does_not_divide(new_mesh):
   assert "Give d_ff the size 28 or 32" in better
   assert "or model one of 2, 3, 5, 6" in better
   assert "utils.run.layout_rules" in better
+
+
+def test_two_dimensions_on_one_mesh_axis():
+  mesh_shape = mtf.convert_to_shape("a:2")
+  layout = mtf.convert_to_layout_rules("heads:a;batch:a")
+  try:
+    layout.tensor_layout(
+        mtf.convert_to_shape("batch:4,heads:2,d_kv:8"), mesh_shape)
+  except ValueError as error:
+    better = str(guards.explain_mesh_error(error, mesh_shape, layout))
+  assert better == (
+      "run_t5: dimensions of one tensor must be split by different mesh axes, "
+      "with dimensions=batch, heads, axis=a. Change utils.run.layout_rules.")

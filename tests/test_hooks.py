@@ -54,7 +54,7 @@ def test_progress_writes_tensorboard(tmp_path):
   tags = {v.tag for path in tmp_path.glob("events*")
           for event in tf.train.summary_iterator(str(path))
           for v in event.summary.value}
-  assert {"loss", "tokens_per_second", "load/00", "load/01"} <= tags
+  assert {"loss", "tokens_per_second"} <= tags
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -30,12 +30,42 @@ def test_arrays_become_lists_of_nine_digits(tmp_path):
   assert json.loads(line) == {"load": [0.333333343], "n": 3}
 
 
-def test_scalars_of_short_and_long_vectors():
-  short = metrics.scalars({"kind": "train", "load": [0.25, 0.75], "loss": 2})
-  assert short == {"load/00": 0.25, "load/01": 0.75, "loss": 2.0}
-  size = metrics.MAX_EXPERT_SCALARS + 1
-  long = metrics.scalars({"load": list(range(size))})
-  assert long == {"load/max": size - 1, "load/min": 0.0}
+def test_scalars_are_a_handful():
+  found = metrics.scalars({
+      "kind": "train", "a/expert_load": [0.25, 0.75], "loss": 2,
+      "a/expert_probability": [.5, .6]})
+  assert found == {
+      "a/expert_load/max": 0.75, "a/expert_load/min": 0.25, "loss": 2.0}
+
+
+def test_heat_map_of_each_layer(tmp_path):
+  # 2 experts, 3 records; a fair share is 1/2, so .25 is half of one.
+  loads = [[.5, .5], [.25, .75], [0, 1]]
+  records = [{"step": 10 * i, "loss": 1.0, "a/expert_load": load,
+              "b/expert_load": load[::-1]} for i, load in enumerate(loads)]
+  maps = metrics.heat_maps(records)
+  assert list(maps) == ["a/expert_load", "b/expert_load"]
+  np.testing.assert_allclose(
+      maps["a/expert_load"], [[1, .5, 0], [1, 1.5, 2]])
+  writer = tf.summary.FileWriter(str(tmp_path))
+  metrics.write_heat_maps(writer, records)
+  writer.close()
+  path, = tmp_path.glob("events*")
+  written = [(event.step, value) for event in tf.train.summary_iterator(
+      str(path)) for value in event.summary.value]
+  assert [(step, v.tag) for step, v in written] == [
+      (20, "a/expert_load_by_step"), (20, "b/expert_load_by_step")]
+  with tf.Session() as session:
+    image = session.run(tf.image.decode_png(
+        written[0][1].image.encoded_image_string, channels=3))
+  red, _, blue = image[0, -1].astype(int)  # expert 1 is on top, full
+  assert red > blue
+  red, _, blue = image[-1, -1].astype(int)
+  assert blue > red
+
+
+def test_no_heat_map_without_experts():
+  assert metrics.heat_maps([]) == metrics.heat_maps([{"step": 1}]) == {}
 
 
 def test_evaluations_are_collected_once(tmp_path):

@@ -91,7 +91,8 @@ def test_training_records_every_layer(trained):
   tags = {v.tag for path in trained[0].glob("events*")
           for event in tf.train.summary_iterator(str(path))
           for v in event.summary.value}
-  assert {f"{LAYER}/expert_load/03", f"{LAYER}/router_entropy"} <= tags
+  assert {f"{LAYER}/expert_load/max", f"{LAYER}/router_entropy",
+          f"{LAYER}/expert_load_by_step"} <= tags
 
 
 def test_equal_seeds_give_bit_identical_runs(trained, tmp_path):

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf.training import metrics
 
+HEAT_MAP_RECORDS = 20  # a heat map shows all records, so few are written
 INTERRUPTED = 130  # the exit code that a shell reports after Ctrl-C
 
 
@@ -53,6 +54,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
     self._record_steps = record_steps
     self._print_seconds = print_seconds
     self._losses: list[float] = []
+    self._records = 0
     self._last_loss = float("nan")
 
   def after_create_session(self, session, coord):
@@ -99,6 +101,11 @@ class ProgressHook(tf.estimator.SessionRunHook):
     metrics.write_scalars(
         self._writer, {k: v for k, v in record.items() if k != "step"},
         self._step)
+    self._records += 1
+    if layers and (self._records % HEAT_MAP_RECORDS == 0
+                   or self._step == self._train_steps):
+      metrics.write_heat_maps(
+          self._writer, metrics.read(self._model_dir, "train"))
     self._recorded = (self._step, now)
     self._losses = []
 

@@ -12,15 +12,17 @@ A run that is resumed goes on in the same file; what an interrupted run wrote
 after its last checkpoint appears again, and the later line counts.
 """
 
+import io
 import json
 import os
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 METRICS_FILE = "metrics.jsonl"
-MAX_EXPERT_SCALARS = 64
+LOAD = "expert_load"
 EVAL_FIGURES = ("neg_log_perplexity", "token_accuracy", "sequence_accuracy")
 
 
@@ -59,9 +61,10 @@ def read(model_dir: str, kind: str) -> list[dict[str, Any]]:
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
-  """What TensorBoard can draw of a record: numbers, and a vector's entries.
+  """What TensorBoard draws as curves: the numbers of a record.
 
-  A vector with more entries than are readable becomes its extremes.
+  Of the vectors over experts only the load is there, as its extremes: all of
+  them stand in `metrics.jsonl`, and the load in `heat_maps`.
   """
   found = {}
   for name, value in record.items():
@@ -70,12 +73,48 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
     value = np.asarray(value)
     if value.ndim == 0:
       found[name] = float(value)
-    elif value.size <= MAX_EXPERT_SCALARS:
-      found.update({f"{name}/{i:02d}": float(v) for i, v in enumerate(value)})
-    else:
+    elif name.endswith(LOAD):
       found[f"{name}/max"] = float(value.max())
       found[f"{name}/min"] = float(value.min())
   return found
+
+
+def heat_maps(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+  """Pictures of which experts were used when, one a layer.
+
+  Args:
+    records: of a run, by step.
+
+  Returns:
+    Name of the layer's load to float [experts, records]: the share of the
+      tokens, over a fair share.
+  """
+  if not records:
+    return {}
+  return {
+      name: len(value) * np.array([r[name] for r in records if name in r]).T
+      for name, value in records[-1].items() if name.endswith("/" + LOAD)}
+
+
+def write_heat_maps(
+    writer: tf.summary.FileWriter, records: list[dict[str, Any]]
+) -> None:
+  """Writes `heat_maps` to TensorBoard: blue below a fair share, red above."""
+  values = []
+  for name, load in heat_maps(records).items():
+    # As large as it takes to see something.
+    pixels = np.kron(load, np.ones([max(1, 128 // len(load)),
+                                    max(1, 512 // load.shape[1])]))
+    png = io.BytesIO()
+    matplotlib.image.imsave(
+        png, pixels, cmap="RdBu_r", vmin=0, vmax=2, origin="lower",
+        format="png")
+    image = tf.Summary.Image(
+        height=pixels.shape[0], width=pixels.shape[1], colorspace=4,
+        encoded_image_string=png.getvalue())
+    values.append(tf.Summary.Value(tag=f"{name}_by_step", image=image))
+  if values:
+    writer.add_summary(tf.Summary(value=values), records[-1]["step"])
 
 
 def write_scalars(

@@ -18,7 +18,7 @@ FILES = sorted(
 # Phases stand on top of gin/runs/pretrain.gin, as in train_then.phases.
 PHASES = ("perplexity_eval", "eval_by_source", "fill_blanks")
 # gin checks no scope: `deccoder/X.y = 1` would parse and do nothing.
-SCOPES = {"encoder", "decoder", "student", "teacher"}
+SCOPES = {"attention", "encoder", "decoder", "student", "teacher"}
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +78,8 @@ def test_bindings_stand_in_the_right_folder(path):
   layout = {n for n in names if re.match(
       r"utils\.(run\.(mesh_|layout_)|get_variable_dtype)", n)}
   model = {n for n in names if re.match(
-      r"(SwitchFFN|SwitchRouter|DenseReluDense|transformer)\.|d_model|d_ff|"
-      r"num_layers|num_heads|d_kv|num_experts", n)}
+      r"(Switch\w+|\w+Router|init_scale|DenseReluDense|transformer)\.|"
+      r"d_model|d_ff|num_layers|num_heads|d_kv|num_experts", n)}
   if kind == "layouts":
     assert names == layout
   else:

@@ -374,14 +374,15 @@ def test_decoding_drops_nothing(dispatcher, new_mesh):
 # Names, errors.
 
 
-@pytest.mark.parametrize("name, activation", [
-    ("relu", "relu"), ("geglu", ["gelu", "linear"])])
-def test_variables(name, activation):
+@pytest.mark.parametrize("name, options", [
+    ("relu", {}), ("geglu", {"activation": ["gelu", "linear"]}),
+    ("linear", {"hidden_size": None})])
+def test_variables(name, options):
   # The golden file is the checkpoint format: names and dimensions of
   # design.md, section 3. A change makes checkpoints unreadable.
   golden = json.loads(pathlib.Path(__file__).with_name("golden").joinpath(
       "switch_ffn_variables.json").read_text())[name]
-  run = BuiltLayer(make_layer(4, 12, activation=activation),
+  run = BuiltLayer(make_layer(4, 12, **options),
                    f"batch:4,length:6,d_model:{MODEL}", scope=SCOPE)
   assert golden == {name: {d.name: d.size for d in v.shape}
                     for name, v in run.variables.items()}

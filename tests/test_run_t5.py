@@ -67,6 +67,9 @@ def test_training_prints_progress_and_nothing_else(trained):
   # On a fresh machine the bundled text is prepared now.
   lines = [line for line in trained[1].stderr.splitlines()
            if not line.startswith("public_domain_text: prepared in ")]
+  # Four layers, each with SwitchFFN's default coefficient, .01.
+  assert lines.pop(0) == (
+      "load_balancing_loss: 4 layers, together weighing 0.04 times their mean")
   pattern = (r"step [\d,]+/200 \| loss \d\.\d{3} \| [\d,]+ tokens/s \| .* left")
   assert lines and all(re.fullmatch(pattern, line) for line in lines), lines
 

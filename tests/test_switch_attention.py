@@ -1,6 +1,8 @@
 """Switch attention against NumPy: appendix A, one token at a time."""
 
 import functools
+import json
+import pathlib
 
 import numpy as np
 import oracle
@@ -132,6 +134,18 @@ def test_metrics_of_the_two_projections_are_apart():
               relative_attention_num_buckets=BUCKETS)
   names = [t.op.name for t in run._outputs.values()]
   assert len(names) == len(set(names))
+
+
+def test_variables():
+  # The golden file is the checkpoint format, see test_layer.py.
+  golden = json.loads(pathlib.Path(__file__).with_name("golden").joinpath(
+      "switch_attention_variables.json").read_text())
+  run = built(None, 1.0, relative_attention_type="bias",
+              relative_attention_num_buckets=BUCKETS)
+  assert golden == {name: {d.name: d.size for d in v.shape}
+                    for name, v in run.variables.items()}
+  assert [list(golden[k]) for k in golden] == [
+      [d.name for d in run.variables[k].shape] for k in golden]
 
 
 @pytest.mark.parametrize("name", ["num_heads", "key_value_size"])

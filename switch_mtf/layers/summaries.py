@@ -10,6 +10,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
 METRICS_COLLECTION = "switch_mtf/metrics"
+WEIGHTS_COLLECTION = "switch_mtf/loss_weights"
 
 
 class _RecordOperation(mtf.Operation):
@@ -47,6 +48,28 @@ def record(context, metrics: dict[str, mtf.Tensor]) -> None:
     _RecordOperation(name, value)
     if not value.shape.dims:
       mtf.scalar_summary(name, value)
+
+
+def record_loss_weights(weights: dict[str, float]) -> None:
+  """Records the weights of one layer's auxiliary losses in the model's loss.
+
+  Args:
+    weights: name of a loss to its coefficient.
+  """
+  place = layer_place(tf.get_variable_scope().name)
+  for name, weight in weights.items():
+    tf.add_to_collection(WEIGHTS_COLLECTION, (place, name, weight))
+
+
+def loss_weights() -> dict[str, list[float]]:
+  """What the layers of the default graph recorded, by loss.
+
+  A layer that is built several times, as for microbatches, counts once.
+  """
+  found = {}
+  for place, name, weight in tf.get_collection(WEIGHTS_COLLECTION):
+    found.setdefault(name, {})[place] = weight
+  return {name: list(weights.values()) for name, weights in found.items()}
 
 
 def layer_place(scope: str) -> str:

@@ -163,9 +163,11 @@ class SwitchFFN(transformer.TransformerLayer):
       return
     coefs = {"load_balancing_loss": self.load_balancing_coef,
              "router_z_loss": self.router_z_coef}
+    coefs = {name: coef for name, coef in coefs.items()
+             if coef and name in losses}
+    summaries.record_loss_weights(coefs)
     share = 1.0 / (context.num_microbatches or 1)
-    terms = [losses[name] * (coef * share)
-             for name, coef in coefs.items() if coef and name in losses]
+    terms = [losses[name] * (coef * share) for name, coef in coefs.items()]
     if terms:
       context.losses.append(
           mtf.cast(mtf.add_n(terms), context.activation_dtype))

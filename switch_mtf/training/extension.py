@@ -9,6 +9,8 @@
   all                 does the checkpoint in model_dir belong to this model
 """
 
+import sys
+
 import gin
 import tensorflow.compat.v1 as tf
 
@@ -84,9 +86,21 @@ def layer_metrics() -> dict[str, tf.Tensor]:
   return dict(tf.get_collection(summaries.METRICS_COLLECTION))
 
 
+def tell_loss_weights() -> None:
+  """Prints what the auxiliary losses weigh in the model's loss, all layers.
+
+  They are added up over the layers. Where another code takes their mean, as
+  T5X does, the same coefficient is a weaker pull.
+  """
+  for name, weights in summaries.loss_weights().items():
+    print(f"{name}: {len(weights)} layers, together weighing "
+          f"{sum(weights):.4g} times their mean", file=sys.stderr)
+
+
 def _extend_train(run: compat.ModelRun, spec):
   guards.check_room(
       run.model_dir, tf.global_variables(), run.keep_checkpoint_max)
+  tell_loss_weights()
   loss = spec.loss
   if loss.op.type == "Print":  # tf.Print: one line a step
     loss = loss.op.inputs[0]

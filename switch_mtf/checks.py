@@ -49,7 +49,7 @@ def number(
   for name, value in options.items():
     if (not _is(value, numbers.Real) or not math.isfinite(value)
         or not all(is_legal(value) for *_, is_legal in limits)):
-      refuse(who, name, value, f"a finite number, {what}")
+      refuse(who, name, value, f"a finite number, {what}".rstrip(", "))
 
 
 def flag(who: str, **options: Any) -> None:

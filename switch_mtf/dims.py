@@ -142,12 +142,11 @@ class MoeDims:
     _check_experts(num_experts, experts_ways)
     _check_tokens(tokens, batch_ways, batch_dim.name)
     if decoding:
-      group_size = capacity = tokens // batch_ways
-    else:
-      _check_groups(tokens, group_size, batch_ways, batch_dim.name)
-      group_size = min(group_size, tokens)
-      capacity = group_size if capacity_factor is None else expert_capacity(
-          group_size, num_experts, capacity_factor, min_capacity)
+      group_size, capacity_factor = tokens // batch_ways, None
+    _check_groups(tokens, group_size, batch_ways, batch_dim.name)
+    group_size = min(group_size, tokens)
+    capacity = group_size if capacity_factor is None else expert_capacity(
+        group_size, num_experts, capacity_factor, min_capacity)
     return cls(
         outer_batch_dim=outer_batch_dim,
         num_groups_dim=mtf.Dimension(batch_dim.name, tokens // group_size),

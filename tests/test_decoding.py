@@ -4,7 +4,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import lower
+from conftest import lower, make_context
 from mesh_tensorflow.transformer import transformer, transformer_layers
 
 from switch_mtf.layers.routers import (
@@ -110,6 +110,34 @@ def test_switch_attention(hidden_size):
       SwitchSelfAttention, projection=lambda: ffn(hidden_size=hidden_size))
   whole, one_by_one = both_ways([attention, ffn(), attention])
   np.testing.assert_allclose(one_by_one, whole, atol=1e-5)
+
+
+def test_a_prompt_is_not_pushed_out_by_what_is_not_written_yet():
+  # Prompts of 2 tokens in sequences of 7, 21 tokens in a group, 4 experts with
+  # 5 slots each at factor 1: the prompts' 6 tokens fit, were the other 15
+  # positions not in the way, all with the same embedding and in the same
+  # expert. Whatever is in them, the prompts come out the same.
+  def first_part(filler):
+    with tf.Graph().as_default():
+      mesh = mtf.Mesh(mtf.Graph(), "mesh")
+      dims = mtf.convert_to_shape(
+          f"batch:{BATCH},length:{LENGTH},d_model:8").dims
+      rng = np.random.default_rng(0)
+      values = rng.normal(size=[BATCH, LENGTH, 8]).astype(np.float32)
+      values[:, 2:] = filler
+      context = make_context(mesh, mode="first_part")
+      context.position = mtf.range(mesh, dims[1], tf.int32)
+      context.initial_position = mtf.constant(
+          mesh, 2, mtf.Shape(dims[:1]), dtype=tf.int32)
+      y = ffn(factor=1.0).call(context, mtf.import_tf_tensor(
+          mesh, tf.constant(values), mtf.Shape(dims)))
+      y, = evaluate_with_random_weights(mesh, [y])
+      return y
+
+  one, other = first_part(0), first_part(3.0)
+  np.testing.assert_array_equal(one[:, :2], other[:, :2])
+  assert (one[:, :2] != 0).any(axis=-1).all()
+  assert (one[:, 2:] == 0).all()
 
 
 def test_a_capacity_that_binds_makes_a_difference():

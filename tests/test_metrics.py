@@ -64,6 +64,16 @@ def test_heat_map_of_each_layer(tmp_path):
   assert blue > red
 
 
+def test_heat_map_of_a_long_run():
+  # 1,024 records in 512 columns: means of two. One is of another model.
+  records = [{"step": -1, "a/expert_load": [1.0]}] + [
+      {"step": i, "a/expert_load": [i / 1024, 1 - i / 1024]}
+      for i in range(1024)]
+  load = metrics.heat_maps(records)["a/expert_load"]
+  assert load.shape == (2, 512)
+  np.testing.assert_allclose(load[0, :2], 2 * np.array([.5, 2.5]) / 1024)
+
+
 def test_no_heat_map_without_experts():
   assert metrics.heat_maps([]) == metrics.heat_maps([{"step": 1}]) == {}
 

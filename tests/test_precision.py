@@ -8,12 +8,28 @@ import pytest
 import tensorflow.compat.v1 as tf
 from conftest import constant, evaluate, lower, make_context, random_weights
 
+from switch_mtf.dims import MoeDims
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
 from switch_mtf.layers.exploration import Argmax
+from switch_mtf.layers.routers import (
+  ExpertChoiceRouter,
+  NoTokenLeftBehindRouter,
+  SecondAboveThreshold,
+  Top2Router,
+)
 from switch_mtf.layers.routing import SwitchRouter
 from switch_mtf.layers.switch_ffn import SwitchFFN
 
 MODEL, EXPERTS, GROUP = 6, 4, 8
+ROUTERS = {
+    "switch": lambda: SwitchRouter(float32=False),
+    "top 2": lambda: Top2Router(float32=False),
+    "top 2, threshold": lambda: Top2Router(
+        float32=False, second_train=SecondAboveThreshold(),
+        second_eval=SecondAboveThreshold()),
+    "no token left behind": lambda: NoTokenLeftBehindRouter(float32=False),
+    "expert choice": lambda: ExpertChoiceRouter(float32=False),
+}
 MESH, LAYOUT = "a:4", "batch:a;experts:a"
 # Activations, and whether the router computes in float32.
 MODES = {
@@ -120,3 +136,27 @@ def test_selective_precision_routes_as_float32_does():
   # The experts compute in bfloat16, of 8 bits.
   np.testing.assert_allclose(
       found["selective"], found["float32"], atol=.05, rtol=.05)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("router", ["switch", "top 2", "top 2, threshold",
+                                    "no token left behind", "expert choice"])
+def test_every_router_computes_in_bfloat16_where_asked(router, train):
+  mesh = mtf.Mesh(mtf.Graph(), "mesh")
+  dims = MoeDims.create(
+      mtf.convert_to_shape(f"batch:2,length:{GROUP},d_model:{MODEL}"),
+      num_experts=EXPERTS, hidden_size=8, group_size=GROUP,
+      capacity_factor=1.0, min_capacity=1,
+      num_choices=ROUTERS[router]().num_choices(EXPERTS))
+  logits = mtf.cast(constant(mesh, np.random.default_rng(0).normal(
+      size=[1, 2, GROUP, EXPERTS]).astype(np.float32), dims.OGSE), tf.bfloat16)
+  routing = ROUTERS[router]().route(
+      logits, mtf.ones(mesh, mtf.Shape(dims.OGS)), dims, train)
+  assert routing.weight_OGSK.dtype == tf.float32
+  weight, slot = evaluate(
+      lower(mesh), [routing.weight_OGSK, routing.slot_OGSK])
+  np.testing.assert_array_equal(weight > 0, slot < dims.capacity_dim.size)
+  # Rounded to the 8 bits of bfloat16.
+  np.testing.assert_array_equal(
+      weight, tf.Session().run(
+          tf.cast(tf.cast(weight, tf.bfloat16), tf.float32)))

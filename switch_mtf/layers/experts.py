@@ -1,7 +1,6 @@
 """One network per expert, all of them as batched matmuls."""
 
 import mesh_tensorflow as mtf
-import tensorflow.compat.v1 as tf
 
 from switch_mtf.dims import MoeDims, check_shape, unsplit
 from switch_mtf.layers import stateless
@@ -10,7 +9,7 @@ from switch_mtf.layers.initialization import kernel_initializer
 # Functions of Mesh-TF that make sense between two matmuls.
 ACTIVATIONS = (
     "linear", "relu", "gelu", "swish", "sigmoid", "tanh", "softplus", "elu",
-    "selu", "leaky_relu", "square", "exp", "sin", "cos", "abs", "identity")
+    "selu", "leaky_relu", "square", "exp", "sin", "cos", "abs")
 
 
 def expert_ffn(
@@ -26,8 +25,8 @@ def expert_ffn(
   """Applies to each slot the network of its expert: y = act(x W_in) W_out.
 
   Expert dropout acts on the hidden units, in training only (Switch Transformer,
-  https://arxiv.org/abs/2101.03961, section 2.4). An empty slot is 0 and stays
-  0: there are no biases.
+  https://arxiv.org/abs/2101.03961, section 2.4). Nobody reads
+  the result of an empty slot.
 
   Args:
     x_EXM: [experts, expert_tokens, d_model] - filled slots.
@@ -52,7 +51,7 @@ def expert_ffn(
       use_bias=False, kernel_initializer=kernel_initializer(),
       variable_dtype=variable_dtype, name="wi")
   if train and dropout_rate:
-    h_EXF *= _dropout_mask(h_EXF, dropout_rate)
+    h_EXF *= stateless.dropout_mask(h_EXF, dropout_rate, "expert_dropout")
   return mtf.layers.dense(
       h_EXF, [output_dim], reduced_dims=[dims.ff_dim],
       expert_dims=[dims.experts_dim], use_bias=False,
@@ -92,10 +91,3 @@ def expert_linear(
       expert_dims=[dims.experts_dim], use_bias=False,
       kernel_initializer=kernel_initializer(), variable_dtype=variable_dtype,
       name="wo")
-
-
-def _dropout_mask(h_EXF: mtf.Tensor, rate: float) -> mtf.Tensor:
-  """0 with probability `rate`, else 1 / (1 - rate); shape and dtype of `h`."""
-  drawn_EXF = stateless.uniform(h_EXF.mesh, h_EXF.shape.dims, "expert_dropout")
-  kept_EXF = mtf.cast(mtf.greater_equal(drawn_EXF, rate), tf.float32)
-  return mtf.cast(kept_EXF / (1.0 - rate), h_EXF.dtype)

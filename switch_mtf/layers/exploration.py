@@ -7,7 +7,6 @@ given the logits.
 
 import gin
 import mesh_tensorflow as mtf
-import tensorflow.compat.v1 as tf
 
 from switch_mtf import checks
 from switch_mtf.dims import MoeDims
@@ -53,8 +52,8 @@ class SampleSoftmax(Exploration):
 
   def preference(self, logits_OGSE, dims):
     """See the base class."""
-    # From (0, 1), as 0 would be infinite.
-    u_OGSE = 2.0**-25 + stateless.uniform(
+    # From (0, 1), as either end would be infinite.
+    u_OGSE = 2.0**-25 + (1.0 - 2.0**-24) * stateless.uniform(
         logits_OGSE.mesh, dims.OGSE, "sample_softmax")
     gumbel_OGSE = -mtf.log(-mtf.log(u_OGSE))
     return mtf.to_float(logits_OGSE) / self.temperature + gumbel_OGSE
@@ -79,10 +78,7 @@ class InputDropout(Exploration):
 
   def perturb(self, x_OGSM, dims):
     """See the base class."""
-    kept_OGSM = mtf.cast(mtf.greater_equal(
-        stateless.uniform(x_OGSM.mesh, dims.OGSM, "input_dropout"), self.rate),
-                         tf.float32)
-    return x_OGSM * mtf.cast(kept_OGSM / (1.0 - self.rate), x_OGSM.dtype)
+    return x_OGSM * stateless.dropout_mask(x_OGSM, self.rate, "input_dropout")
 
 
 @gin.configurable

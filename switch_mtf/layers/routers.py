@@ -24,7 +24,7 @@ class SecondPolicy(abc.ABC):
 
   @abc.abstractmethod
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
-    """1 where a token whose second gate is `gate` asks; float32 OGS."""
+    """1 where a token whose second gate is `gate` asks; both float32 OGS."""
 
 
 @gin.configurable
@@ -82,8 +82,7 @@ class RandomSecond(SecondPolicy):
     drawn_OGS = stateless.uniform(
         gate_OGS.mesh, gate_OGS.shape.dims, "second_expert")
     return mtf.cast(
-        mtf.less(drawn_OGS, mtf.to_float(gate_OGS) / self.threshold),
-        tf.float32)
+        mtf.less(drawn_OGS, gate_OGS / self.threshold), tf.float32)
 
 
 @gin.configurable
@@ -114,21 +113,23 @@ class Top2Router(Router):
         choice instead of the first ones.
       second_train: which tokens ask for their second expert in training;
         RandomSecond() by default.
-      second_eval: the same otherwise; AlwaysSecond() by default.
+      second_eval: the same otherwise; AlwaysSecond() by default. RandomSecond()
+        draws the same numbers at each step of decoding.
       second_place_weight: of the balance of second choices, in the
         load-balancing loss. mesh_tensorflow's `use_second_place_loss` is 0.5.
       float32: see the base class.
 
     Raises:
-      ValueError: if `second_place_weight` is negative.
+      ValueError: if an argument is of another kind, or the weight negative.
     """
     super().__init__(exploration, float32)
     checks.number(
         "Top2Router", at_least=0, second_place_weight=second_place_weight)
     checks.flag("Top2Router", prioritized=prioritized)
     self.prioritized = prioritized
-    self.second_train = second_train or RandomSecond()
-    self.second_eval = second_eval or AlwaysSecond()
+    self.second_train = (
+        RandomSecond() if second_train is None else second_train)
+    self.second_eval = AlwaysSecond() if second_eval is None else second_eval
     checks.instance(
         "Top2Router", SecondPolicy, "@RandomSecond()",
         second_train=self.second_train, second_eval=self.second_eval)
@@ -150,7 +151,8 @@ class Top2Router(Router):
     asks = [nonpadding_OGS]
     if dims.choices_dim.size == 2:
       second = self.second_train if train else self.second_eval
-      asks.append(nonpadding_OGS * second(choice(weight_OGSK, 1, dims)))
+      gate_OGS = mtf.to_float(choice(weight_OGSK, 1, dims))
+      asks.append(nonpadding_OGS * second(gate_OGS))
     asks_OGSK = mtf.transpose(
         mtf.stack(asks, dims.choices_dim.name), mtf.Shape(dims.OGSK))
     slot_OGSK = fill_slots(
@@ -194,7 +196,7 @@ class NoTokenLeftBehindRouter(Router):
       float32: see the base class.
 
     Raises:
-      ValueError: if `rounds` is not positive.
+      ValueError: if an argument is of another kind, or `rounds` not positive.
     """
     super().__init__(exploration, float32)
     checks.whole("NoTokenLeftBehindRouter", rounds=rounds)
@@ -238,7 +240,8 @@ class ExpertChoiceRouter(Router):
       float32: see the base class.
 
     Raises:
-      ValueError: if the exploration is to draw experts.
+      ValueError: if an argument is of another kind, or the exploration is to
+        draw experts.
     """
     super().__init__(exploration, float32)
     if isinstance(exploration, SampleSoftmax):

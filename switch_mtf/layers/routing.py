@@ -65,7 +65,7 @@ class Router(abc.ABC):
     """
     name = type(self).__name__
     checks.flag(name, float32=float32)
-    self.exploration = exploration or InputJitter()
+    self.exploration = InputJitter() if exploration is None else exploration
     checks.instance(
         name, Exploration, "@InputJitter()", exploration=self.exploration)
     self.float32 = float32
@@ -109,6 +109,9 @@ class Router(abc.ABC):
 
     Returns:
       The routing.
+
+    Raises:
+      ValueError: as `__call__`.
     """
     probs_OGSE = self.probabilities(logits_OGSE, nonpadding_OGS, dims)
     # By logits, not by probabilities: those of equal logits may differ in the
@@ -223,6 +226,9 @@ class SwitchRouter(Router):
       prioritized: an expert takes the surest tokens instead of the first ones
         (batch-prioritised routing, Riquelme et al., arXiv 2106.05974).
       float32: see the base class.
+
+    Raises:
+      ValueError: if an argument is of another kind.
     """
     super().__init__(exploration, float32)
     checks.flag("SwitchRouter", prioritized=prioritized)
@@ -299,15 +305,6 @@ def routing_metrics(
   def mean(y_OGS: mtf.Tensor) -> mtf.Tensor:
     return mtf.reduce_sum(y_OGS * nonpadding_OGS) / tokens
 
-  def per_expert(y_OGSE: mtf.Tensor) -> mtf.Tensor:
-    return mtf.reduce_sum(y_OGSE, output_shape=[dims.experts_unsplit_dim])
-
-  wanted_OGSE *= nonpadding_OGS
-  count_E = per_expert(wanted_OGSE)
-  total = mtf.maximum(mtf.reduce_sum(count_E), 1.0)
-  taken_E = per_expert(taken_OGSE * nonpadding_OGS)
-  prob_E = per_expert(probs_OGSE * wanted_OGSE)
-  some_E = mtf.maximum(count_E, 1.0)
   entropy_OGS = -mtf.reduce_sum(
       probs_OGSE * mtf.log(probs_OGSE + 1e-9),
       reduced_dim=dims.experts_unsplit_dim)
@@ -316,16 +313,35 @@ def routing_metrics(
   kept_OGS = mtf.reduce_max(kept_OGSK, reduced_dim=dims.choices_dim)
   slots = dims.capacity_dim.size * dims.experts_dim.size
   return {
-      "expert_load": count_E / total,
-      "expert_dropped_fraction": (count_E - taken_E) / some_E,
-      "expert_probability": prob_E / some_E,
-      "dead_experts": mtf.reduce_sum(
-          mtf.cast(mtf.equal(count_E, 0.0), tf.float32)),
+      **_expert_metrics(
+          probs_OGSE, wanted_OGSE * nonpadding_OGS,
+          taken_OGSE * nonpadding_OGS, dims),
       "dropped_fraction": (
           real - mtf.reduce_sum(kept_OGS * nonpadding_OGS)) / tokens,
       "router_entropy": mean(entropy_OGS),
-      "router_probability": mtf.reduce_sum(prob_E) / total,
       "router_logit_norm": mean(norm_OGS),
       "capacity_factor": mtf.constant(
           probs_OGSE.mesh, slots / dims.group_size_dim.size, dtype=tf.float32),
+  }
+
+
+def _expert_metrics(
+    probs_OGSE: mtf.Tensor, wanted_OGSE: mtf.Tensor, taken_OGSE: mtf.Tensor,
+    dims: MoeDims,
+) -> dict[str, mtf.Tensor]:
+  """Those of `routing_metrics` that count tokens by expert."""
+  def per_expert(y_OGSE: mtf.Tensor) -> mtf.Tensor:
+    return mtf.reduce_sum(y_OGSE, output_shape=[dims.experts_unsplit_dim])
+
+  count_E, prob_E = per_expert(wanted_OGSE), per_expert(
+      probs_OGSE * wanted_OGSE)
+  total = mtf.maximum(mtf.reduce_sum(count_E), 1.0)
+  some_E = mtf.maximum(count_E, 1.0)
+  return {
+      "expert_load": count_E / total,
+      "expert_dropped_fraction": (count_E - per_expert(taken_OGSE)) / some_E,
+      "expert_probability": prob_E / some_E,
+      "dead_experts": mtf.reduce_sum(
+          mtf.cast(mtf.equal(count_E, 0.0), tf.float32)),
+      "router_probability": mtf.reduce_sum(prob_E) / total,
   }

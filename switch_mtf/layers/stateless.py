@@ -19,7 +19,9 @@ from switch_mtf import checks
 @gin.configurable("random_seed")
 def random_seed(value: int = 0) -> int:
   """The seed of a run: initialisation, jitter and dropout follow from it."""
-  checks.whole("random_seed", at_least=-2**63, value=value)
+  checks.whole("random_seed", at_least=-2**31, value=value)
+  if value >= 2**31:
+    checks.refuse("random_seed", "value", value, "less than 2^31")
   return value
 
 
@@ -49,6 +51,19 @@ def uniform(
       lambda i, s: _hash_to_uniform(i, s, random_seed(), place),
       [index, step], output_shape=index.shape, output_dtype=tf.float32,
       splittable_dims=dims, grad_function=0, name=purpose)
+
+
+def dropout_mask(x: mtf.Tensor, rate: float, purpose: str) -> mtf.Tensor:
+  """0 with probability `rate`, else 1 / (1 - rate); shape and dtype of `x`.
+
+  Args:
+    x: what the mask is for.
+    rate: in [0, 1).
+    purpose: as in `uniform`.
+  """
+  drawn = uniform(x.mesh, x.shape.dims, purpose)
+  kept = mtf.cast(mtf.greater_equal(drawn, rate), tf.float32)
+  return mtf.cast(kept / (1.0 - rate), x.dtype)
 
 
 def _global_step() -> tf.Tensor:

@@ -7,6 +7,7 @@ happens there), `losses.py` (what keeps it balanced).
 
 import gin
 import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
 from switch_mtf import checks
@@ -78,7 +79,7 @@ class SwitchFFN(transformer.TransformerLayer):
     self.dropout_rate = dropout_rate
     self.load_balancing_coef = load_balancing_coef
     self.router_z_coef = router_z_coef
-    self.router = router or SwitchRouter()
+    self.router = SwitchRouter() if router is None else router
     checks.instance("SwitchFFN", Router, "@SwitchRouter()", router=self.router)
     if dispatcher is not None:
       checks.instance("SwitchFFN", Dispatcher, "@GatherDispatcher()",
@@ -107,7 +108,19 @@ class SwitchFFN(transformer.TransformerLayer):
       self, context: transformer.Context, x: mtf.Tensor,
       output_dim: mtf.Dimension,
   ) -> mtf.Tensor:
-    """Like `call`, to `output_dim` in place of d_model."""
+    """Like `call`, to `output_dim` in place of d_model.
+
+    Args:
+      context: as in `call`, like `x`.
+      x: [outer_batch?, batch, ..., d_model].
+      output_dim: of the results.
+
+    Returns:
+      [outer_batch?, batch, ..., output_dim].
+
+    Raises:
+      ValueError: as `call`.
+    """
     dims = self._dims(context, x.shape)
     x_OGSM = mtf.reshape(x, dims.OGSM)
     nonpadding_OGS = _nonpadding(context, x, dims)
@@ -179,25 +192,30 @@ def _nonpadding(
   """1 for a real token, 0 for padding; float32 OGS."""
   token_dims = x.shape.dims[:-1]
   nonpadding = context.nonpadding
+  if context.mode == "first_part" and context.initial_position is not None:
+    # Decoding goes on from a prompt. What is to be written is not there yet.
+    nonpadding = mtf.less(context.position, context.initial_position)
   if not isinstance(nonpadding, mtf.Tensor):  # None, or 1: no padding
     return mtf.ones(x.mesh, mtf.Shape(dims.OGS))
-  nonpadding = mtf.broadcast(mtf.to_float(nonpadding), mtf.Shape(token_dims))
+  nonpadding = mtf.broadcast(
+      mtf.cast(nonpadding, tf.float32), mtf.Shape(token_dims))
   return mtf.reshape(nonpadding, dims.OGS)
 
 
 def _check_options(options: dict) -> None:
   """Raises ValueError unless every option is what it can be."""
-  def among(*names: str) -> dict:
-    return {name: options[name] for name in names if options[name] is not None
-            or name not in ("hidden_size", *factors)}
+  def some(*names: str) -> dict:
+    return {name: options[name] for name in names}
+
+  def some_or_none(*names: str) -> dict:
+    return {name: options[name] for name in names if options[name] is not None}
 
   who = "SwitchFFN"
-  factors = ("capacity_factor_train", "capacity_factor_eval")
-  checks.whole(who, **among(
-      "num_experts", "hidden_size", "group_size", "min_capacity"))
-  checks.number(who, above=0, **among(*factors))
-  checks.number(who, at_least=0, below=1, **among("dropout_rate"))
-  checks.number(
-      who, at_least=0, **among("load_balancing_coef", "router_z_coef"))
+  checks.whole(who, **some("num_experts", "group_size", "min_capacity"))
+  checks.whole(who, **some_or_none("hidden_size"))
+  checks.number(who, above=0, **some_or_none(
+      "capacity_factor_train", "capacity_factor_eval"))
+  checks.number(who, at_least=0, below=1, **some("dropout_rate"))
+  checks.number(who, at_least=0, **some("load_balancing_coef", "router_z_coef"))
   for activation in options["activation"] or [None]:
     checks.one_of(who, ACTIVATIONS, activation=activation)

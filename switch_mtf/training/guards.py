@@ -231,7 +231,7 @@ def _likely_cause(
   if any_in(missing, "logits/kernel") or any_in(extra, "logits/kernel"):
     return ("Likely cause: Unitransformer.shared_embedding_and_softmax_weights "
             "differs.")
-  if any_in(wrong, "/SwitchFFN/router"):
+  if any_in(wrong, "/router/kernel"):
     return "Likely cause: SwitchFFN.num_experts differs."
   if any_in(wrong, "embedding"):
     return "Likely cause: another vocabulary, or d_model differs."

@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf.training import metrics
 
-HEAT_MAP_RECORDS = 20  # a heat map shows all records, so few are written
+FIRST_HEAT_MAP = 16  # records
 INTERRUPTED = 130  # the exit code that a shell reports after Ctrl-C
 
 
@@ -102,8 +102,10 @@ class ProgressHook(tf.estimator.SessionRunHook):
         self._writer, {k: v for k, v in record.items() if k != "step"},
         self._step)
     self._records += 1
-    if layers and (self._records % HEAT_MAP_RECORDS == 0
-                   or self._step == self._train_steps):
+    # A heat map shows the whole run, so each is worth the ones before it.
+    doubled = self._records >= FIRST_HEAT_MAP and (
+        self._records & (self._records - 1) == 0)
+    if layers and (doubled or self._step == self._train_steps):
       metrics.write_heat_maps(
           self._writer, metrics.read(self._model_dir, "train"))
     self._recorded = (self._step, now)

@@ -23,6 +23,7 @@ import tensorflow.compat.v1 as tf
 
 METRICS_FILE = "metrics.jsonl"
 LOAD = "expert_load"
+MAX_COLUMNS = 512  # of a heat map
 EVAL_FIGURES = ("neg_log_perplexity", "token_accuracy", "sequence_accuracy")
 
 
@@ -86,14 +87,19 @@ def heat_maps(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     records: of a run, by step.
 
   Returns:
-    Name of the layer's load to float [experts, records]: the share of the
-      tokens, over a fair share.
+    Name of the layer's load to float [experts, columns]: the share of the
+      tokens, over a fair share; a column is a record, or the mean of some where
+      there are many. Records of another number of experts are left out.
   """
-  if not records:
-    return {}
-  return {
-      name: len(value) * np.array([r[name] for r in records if name in r]).T
-      for name, value in records[-1].items() if name.endswith("/" + LOAD)}
+  found = {}
+  for name, value in records[-1].items() if records else ():
+    if not name.endswith("/" + LOAD):
+      continue
+    load = len(value) * np.array(
+        [r[name] for r in records if len(r.get(name, ())) == len(value)])
+    parts = np.array_split(load, min(MAX_COLUMNS, len(load)))
+    found[name] = np.stack([part.mean(axis=0) for part in parts], axis=1)
+  return found
 
 
 def write_heat_maps(

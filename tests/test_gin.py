@@ -76,7 +76,7 @@ def test_bindings_stand_in_the_right_folder(path):
   kind = path.split("/")[1]
   names = {name for _, name in bindings(path)}
   layout = {n for n in names if re.match(
-      r"utils\.(run\.(mesh_|layout_)|get_variable_dtype)", n)}
+      r"utils\.(run\.(mesh_|layout_)|get_variable_dtype)|precision\.", n)}
   model = {n for n in names if re.match(
       r"(Switch\w+|\w+Router|init_scale|DenseReluDense|transformer)\.|"
       r"d_model|d_ff|num_layers|num_heads|d_kv|num_experts", n)}

@@ -74,6 +74,18 @@ def test_training_prints_progress_and_nothing_else(trained):
   assert lines and all(re.fullmatch(pattern, line) for line in lines), lines
 
 
+def test_activations_can_be_bfloat16(trained, tmp_path):
+  # T5's main asks for float32 wherever there is no TPU.
+  succeed(tmp_path, *training_flags(steps=1),
+          "--gin_param=precision.activation_dtype = 'bfloat16'")
+  config = (tmp_path / "operative_config.gin").read_text()
+  assert "get_variable_dtype.activation_dtype = 'bfloat16'" in config
+  (_, rounded), = losses(tmp_path)
+  _, loss = losses(trained[0])[0]
+  assert rounded != loss
+  assert rounded == pytest.approx(loss, rel=.02)  # 8 bits
+
+
 def test_training_learns(trained):
   found = losses(trained[0])
   assert [step for step, _ in found] == list(range(1, STEPS + 1))

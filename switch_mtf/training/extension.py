@@ -2,7 +2,8 @@
 
 `run_t5.py` calls `install` once. What is done in which mode:
 
-  before the graph    the run's random seed; how attention layers start
+  before the graph    the run's random seed; the dtype of the activations; how
+                      attention layers start
   train               no line a step; progress, metrics.jsonl, TensorBoard; a
                       clean stop; is there room for the checkpoints
   eval                the layers' metrics, averaged over the targets
@@ -14,7 +15,7 @@ import sys
 import gin
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import compat
+from switch_mtf import checks, compat
 from switch_mtf.layers import initialization, stateless, summaries
 from switch_mtf.training import guards, hooks
 
@@ -49,11 +50,36 @@ def progress(
               print_seconds=print_seconds)
 
 
+@gin.configurable
+def precision(activation_dtype: str | None = None) -> str | None:
+  """The dtype of activations, where there is no TPU too.
+
+  T5's main binds `utils.get_variable_dtype.activation_dtype` to "float32" on
+  CPU and GPU, whatever the gin files say.
+
+  Args:
+    activation_dtype: "float32" or "bfloat16"; None leaves T5's choice.
+
+  Returns:
+    It.
+
+  Raises:
+    ValueError: if it is another.
+  """
+  checks.one_of("precision", (None, "float32", "bfloat16"),
+                activation_dtype=activation_dtype)
+  return activation_dtype
+
+
 class TrainingExtension(compat.ModelFnExtension):
   """See the module."""
 
   def before_graph(self, run: compat.ModelRun) -> None:
-    """Seeds what TensorFlow itself draws; sets how attention starts."""
+    """Seeds what TensorFlow itself draws; binds what T5 leaves no seam for."""
+    dtype = precision()
+    if dtype is not None:
+      with gin.unlock_config():
+        gin.bind_parameter("utils.get_variable_dtype.activation_dtype", dtype)
     tf.set_random_seed(stateless.random_seed())
     initialization.scale_attention(tf.get_variable_scope())
 

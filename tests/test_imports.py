@@ -18,7 +18,8 @@ ALLOWED = {
     "switch_mtf.layers": [
         "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.layers"],
     "switch_mtf.training": [
-        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.training"],
+        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.layers",
+        "switch_mtf.training"],
     "switch_mtf.checkpoints": [
         "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.checkpoints"],
     "switch_mtf.planning": [

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -93,6 +94,17 @@ def test_figures_are_those_of_the_results(folder):
   assert f"{abs(gain['mean_gain']):.3f}" in README
   assert f"{gain['spread']:.3f}" in README
   assert f"{result['steps']:,} steps" in README
+
+
+@pytest.mark.parametrize("folder", ["init", "precision"])
+def test_figures_of_stability(folder):
+  with open(os.path.join(
+      ROOT, f"results/stability/{folder}/result.json")) as f:
+    result = json.load(f)
+  for model in result["models"].values():
+    values = np.array(model["neg_log_perplexity"])
+    assert (f"| {values.mean():.3f} | {values.std(ddof=1):.3f} | "
+            f"{len(values)} |") in README
 
 
 def test_every_switch_seed_is_better_than_every_dense_one():

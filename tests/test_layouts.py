@@ -181,8 +181,12 @@ def test_something_is_tested():
     found = run("einsum", "", "", PLAIN, mechanism)
     dropless = "dropless" in mechanism
     assert dropless or .02 < found["dropped_fraction"] < .95, mechanism
+    # Experts that choose need no loss.
+    may_be_0 = ["dead_experts"]
+    if "expert choice" in mechanism:
+      may_be_0.append("loss")
     assert all(np.abs(v).max() > 1e-2 for name, v in found.items()
-               if name != "dead_experts" and "dropped" not in name)
+               if name not in may_be_0 and "dropped" not in name), mechanism
     layer = build("einsum", "", "", PLAIN, mechanism=mechanism)
     other = layer(*draw(layer, PLAIN), step=4)
     assert (other["y"] != found["y"]).any()

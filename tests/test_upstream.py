@@ -62,7 +62,7 @@ NOT_A_TEST = "test_session"
 def run_upstream(mode, files, report):
   """Runs upstream's test files; returns "file::Class::test" -> outcome."""
   done = subprocess.run(
-      [sys.executable, "-c", RUN.format(mode=mode), "-q", "-p",
+      [sys.executable, "-c", RUN.format(mode=mode), "-q", "-n0", "-p",
        "no:cacheprovider", "-o", "junit_family=xunit1", f"--junitxml={report}",
        f"--rootdir={UPSTREAM}", *(str(UPSTREAM / f"{f}.py") for f in files)],
       capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])

@@ -19,9 +19,7 @@ from switch_mtf import checks
 @gin.configurable("random_seed")
 def random_seed(value: int = 0) -> int:
   """The seed of a run: initialisation, jitter and dropout follow from it."""
-  checks.whole("random_seed", at_least=-2**31, value=value)
-  if value >= 2**31:
-    checks.refuse("random_seed", "value", value, "less than 2^31")
+  checks.whole("random_seed", at_least=-2**63, value=value)
   return value
 
 

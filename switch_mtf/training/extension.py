@@ -25,7 +25,7 @@ ModeKeys = tf.estimator.ModeKeys
 @gin.configurable
 def progress(
     train_steps: int | None = None,
-    record_steps: int = 50,
+    record_steps: int = 100,
     print_seconds: float = 10.0,
 ) -> dict:
   """How often a training run tells what it does.
@@ -34,6 +34,7 @@ def progress(
     train_steps: the last step, for the time left. `gin/runs/` bind it to the
       macro that `utils.run.train_steps` has.
     record_steps: steps between two records in `metrics.jsonl` and TensorBoard.
+      A record costs about a step more, for the metrics of the layers.
     print_seconds: seconds between two lines.
 
   Returns:

@@ -110,9 +110,8 @@ class MoeDims:
   ) -> "MoeDims":
     """Splits the tokens of `x` into groups and gives each expert its slots.
 
-    Neither groups nor capacity depend on the mesh, so a layout never changes a
-    result. While decoding, and without a capacity factor, every expert has a
-    slot for every token.
+    Neither depends on the mesh: a layout never changes a result. Decoding, or
+    without a capacity factor, an expert has a slot for every token.
 
     Args:
       x_shape: [outer_batch?, batch, ..., d_model]; all between are tokens.
@@ -134,7 +133,6 @@ class MoeDims:
     model_dim = x_shape.dims[-1]
     outer_batch_dim, batch_dim = _batch_dims(x_shape)
     tokens = x_shape.size // model_dim.size // outer_batch_dim.size
-
     experts_dim = mtf.Dimension("experts", num_experts)
     _check_layout(outer_batch_dim.name, batch_dim.name, layout, mesh_shape)
     batch_axis, batch_ways = _mesh_axis(batch_dim, layout, mesh_shape)
@@ -143,8 +141,7 @@ class MoeDims:
     _check_tokens(tokens, batch_ways, batch_dim.name)
     if decoding:
       group_size, capacity_factor = tokens // batch_ways, None
-    _check_groups(tokens, group_size, batch_ways, batch_dim.name)
-    group_size = min(group_size, tokens)
+    group_size = _fit_groups(tokens, group_size, batch_ways, batch_dim.name)
     capacity = group_size if capacity_factor is None else expert_capacity(
         group_size, num_experts, capacity_factor, min_capacity)
     return cls(
@@ -300,13 +297,18 @@ def _check_tokens(tokens: int, ways: int, batch_name: str) -> None:
         "utils.run.batch_size or utils.run.mesh_shape.")
 
 
-def _check_groups(
+def _fit_groups(
     tokens: int, group_size: int, ways: int, batch_name: str
-) -> None:
-  """Raises ValueError unless the groups fill each processor exactly."""
+) -> int:
+  """The size of a group: `group_size`, or all tokens where they are fewer.
+
+  Raises:
+    ValueError: unless the groups fill each processor exactly.
+  """
   per_processor = tokens // ways
-  if per_processor % min(group_size, tokens) == 0:
-    return
+  fitted = min(group_size, tokens)
+  if per_processor % fitted == 0:
+    return fitted
   raise ValueError(
       "SwitchFFN: group_size must divide the tokens of each processor, with "
       f"tokens={tokens}, mesh axis '{batch_name}'={ways}, "

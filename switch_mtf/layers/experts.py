@@ -25,11 +25,11 @@ def expert_ffn(
   """Applies to each slot the network of its expert: y = act(x W_in) W_out.
 
   Expert dropout acts on the hidden units, in training only (Switch Transformer,
-  https://arxiv.org/abs/2101.03961, section 2.4). Nobody reads
-  the result of an empty slot.
+  https://arxiv.org/abs/2101.03961, section 2.4). Nobody reads the result of an
+  empty slot.
 
   Args:
-    x_EXM: [experts, expert_tokens, d_model] - filled slots.
+    x_EXM: `dims.EXM` - filled slots.
     dims: sizes.
     output_dim: of the results; d_model in a feed-forward layer.
     activation: one of `ACTIVATIONS`, or a list of them whose results are
@@ -39,7 +39,7 @@ def expert_ffn(
     variable_dtype: of the weights.
 
   Returns:
-    [experts, expert_tokens, output_dim] - results.
+    The same, with `output_dim` in place of d_model - results.
 
   Raises:
     ValueError: if `x` does not have the dimensions above, in that order.
@@ -52,11 +52,7 @@ def expert_ffn(
       variable_dtype=variable_dtype, name="wi")
   if train and dropout_rate:
     h_EXF *= stateless.dropout_mask(h_EXF, dropout_rate, "expert_dropout")
-  return mtf.layers.dense(
-      h_EXF, [output_dim], reduced_dims=[dims.ff_dim],
-      expert_dims=[dims.experts_dim], use_bias=False,
-      kernel_initializer=kernel_initializer(), variable_dtype=variable_dtype,
-      name="wo")
+  return _output(h_EXF, dims.ff_dim, dims, output_dim, variable_dtype)
 
 
 def expert_linear(
@@ -71,13 +67,13 @@ def expert_linear(
   Switch Transformer, https://arxiv.org/abs/2101.03961, appendix A.
 
   Args:
-    x_EXM: [experts, expert_tokens, d_model] - filled slots.
+    x_EXM: `dims.EXM` - filled slots.
     dims: sizes.
     output_dim: of the results.
     variable_dtype: of the weights.
 
   Returns:
-    [experts, expert_tokens, output_dim] - results.
+    The same, with `output_dim` in place of d_model - results.
 
   Raises:
     ValueError: if `x` does not have the dimensions above, in that order.
@@ -86,8 +82,16 @@ def expert_linear(
   # The kernel cannot carry one name twice.
   input_dim = unsplit(dims.model_dim)
   x_EXM = mtf.rename_dimension(x_EXM, dims.model_dim.name, input_dim.name)
+  return _output(x_EXM, input_dim, dims, output_dim, variable_dtype)
+
+
+def _output(
+    h: mtf.Tensor, reduced_dim: mtf.Dimension, dims: MoeDims,
+    output_dim: mtf.Dimension, variable_dtype: mtf.VariableDType,
+) -> mtf.Tensor:
+  """The last matmul of an expert: h W_out, over `reduced_dim`."""
   return mtf.layers.dense(
-      x_EXM, [output_dim], reduced_dims=[input_dim],
+      h, [output_dim], reduced_dims=[reduced_dim],
       expert_dims=[dims.experts_dim], use_bias=False,
       kernel_initializer=kernel_initializer(), variable_dtype=variable_dtype,
       name="wo")

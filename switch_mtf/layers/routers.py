@@ -15,8 +15,9 @@ from switch_mtf.layers.routing import (
   choice,
   choice_mask,
   choice_probs,
+  top_experts,
 )
-from switch_mtf.layers.slots import fill_slots, rank_tokens, top_experts
+from switch_mtf.layers.slots import fill_slots, rank_tokens
 
 
 class SecondPolicy(abc.ABC):

@@ -17,7 +17,7 @@ from switch_mtf.dims import MoeDims, check_shape
 from switch_mtf.layers.exploration import Exploration, InputJitter
 from switch_mtf.layers.initialization import kernel_initializer
 from switch_mtf.layers.losses import load_balancing_loss, router_z_loss
-from switch_mtf.layers.slots import fill_slots, invert, top_experts
+from switch_mtf.layers.slots import fill_slots, invert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +245,13 @@ class SwitchRouter(Router):
     return expert_OGSK, slot_OGSK, prob_OGSK
 
 
+def top_experts(preference_OGSE: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
+  """The experts that each token likes best, best first; int32 OGSK."""
+  _, expert_OGSK = mtf.top_k(
+      preference_OGSE, dims.experts_unsplit_dim, dims.choices_dim)
+  return expert_OGSK
+
+
 def choice_mask(
     expert_OGSK: mtf.Tensor, k: int, dims: MoeDims
 ) -> mtf.Tensor:
@@ -263,7 +270,10 @@ def choice(y_OGSK: mtf.Tensor, k: int, dims: MoeDims) -> mtf.Tensor:
 def choice_probs(
     probs_OGSE: mtf.Tensor, expert_OGSK: mtf.Tensor, dims: MoeDims
 ) -> mtf.Tensor:
-  """The probability of the expert of each choice; OGSK."""
+  """The probability of the expert of each choice; OGSK.
+
+  `mtf.gather` would make one small matmul a token of it.
+  """
   mask = mtf.one_hot(
       expert_OGSK, dims.experts_unsplit_dim, dtype=probs_OGSE.dtype)
   return mtf.reduce_sum(

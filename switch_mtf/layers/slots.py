@@ -10,25 +10,6 @@ import tensorflow.compat.v1 as tf
 from switch_mtf.dims import MoeDims
 
 
-def top_experts(preference_OGSE: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
-  """The experts that each token likes best.
-
-  Args:
-    preference_OGSE: what they are ranked by, largest first; a tie goes to the
-      lower index.
-    dims: sizes.
-
-  Returns:
-    int32 [outer_batch, batch, group, choices].
-  """
-  choices = dims.choices_dim.size
-  return mtf.slicewise(
-      lambda preference: tf.math.top_k(preference, choices).indices,
-      [preference_OGSE], output_shape=mtf.Shape(dims.OGSK),
-      output_dtype=tf.int32, splittable_dims=dims.OG, grad_function=0,
-      name="top_experts")
-
-
 def fill_slots(
     expert_OGSK: mtf.Tensor,
     asks_OGSK: mtf.Tensor,

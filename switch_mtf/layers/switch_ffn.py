@@ -68,7 +68,6 @@ class SwitchFFN(transformer.TransformerLayer):
     """
     if not isinstance(activation, list | tuple):
       activation = [activation]
-    _check_options(dict(locals()))
     self.num_experts = num_experts
     self.hidden_size = hidden_size
     self.activation = list(activation)
@@ -80,11 +79,8 @@ class SwitchFFN(transformer.TransformerLayer):
     self.load_balancing_coef = load_balancing_coef
     self.router_z_coef = router_z_coef
     self.router = SwitchRouter() if router is None else router
-    checks.instance("SwitchFFN", Router, "@SwitchRouter()", router=self.router)
-    if dispatcher is not None:
-      checks.instance("SwitchFFN", Dispatcher, "@GatherDispatcher()",
-                      dispatcher=dispatcher)
     self.dispatcher = dispatcher
+    _check_options(vars(self))
 
   def call(
       self, context: transformer.Context, x: mtf.Tensor
@@ -219,3 +215,6 @@ def _check_options(options: dict) -> None:
   checks.number(who, at_least=0, **some("load_balancing_coef", "router_z_coef"))
   for activation in options["activation"] or [None]:
     checks.one_of(who, ACTIVATIONS, activation=activation)
+  checks.instance(who, Router, "@SwitchRouter()", **some("router"))
+  checks.instance(
+      who, Dispatcher, "@GatherDispatcher()", **some_or_none("dispatcher"))

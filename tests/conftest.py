@@ -1,13 +1,21 @@
 import switch_mtf.compat  # noqa: F401  isort:skip  (before mesh_tensorflow)
 
+import dataclasses
+import pathlib
 import types
 
+import gin
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
+import t5.models.mesh_transformer_main as t5_main
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.layers import summaries
+from switch_mtf.layers import stateless, summaries
+from switch_mtf.layers.routing import Router
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+T5_GIN = pathlib.Path(t5_main.__file__).parent / "gin"
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +23,16 @@ def fresh_graph():
   """Gives every test a TensorFlow graph of its own."""
   with tf.Graph().as_default():
     yield
+
+
+@pytest.fixture
+def clean_gin():
+  """No bindings before and after; gin finds our files and T5's."""
+  gin.clear_config()
+  for folder in (ROOT, T5_GIN):
+    gin.add_config_file_search_path(str(folder))
+  yield
+  gin.clear_config()
 
 
 @pytest.fixture
@@ -164,3 +182,23 @@ def random_weights(rng, *, model=6, hidden=8, experts=4):
       "wo/kernel": rng.normal(
           size=[experts, hidden, model]).astype(np.float32) / hidden**0.5,
   }
+
+
+class Watched(Router):
+  """A router that also hands out, as metrics "seen_...", what it decided."""
+
+  def __init__(self, router):
+    super().__init__(router.exploration)
+    self.router = router
+    self.num_choices = router.num_choices
+
+  def assign(self, *args):
+    raise AssertionError("the router's own is used")
+
+  def __call__(self, x_OGSM, nonpadding_OGS, dims, context):  # noqa: N803
+    routing = self.router(x_OGSM, nonpadding_OGS, dims, context)
+    seen = {"expert": routing.expert_OGSK, "slot": routing.slot_OGSK,
+            "weight": routing.weight_OGSK, "choice": routing.choice_OGEC,
+            "drawn": stateless.uniform(x_OGSM.mesh, dims.OGS, "second_expert")}
+    return dataclasses.replace(routing, metrics=routing.metrics | {
+        f"seen_{name}": value for name, value in seen.items()})

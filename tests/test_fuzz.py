@@ -2,7 +2,8 @@
 
 import fuzz_layers
 import pytest
-from fuzz_layers import Generator, Line, by_itself, smallest, table, try_out
+from fuzz_layers import smallest, table, try_out
+from fuzz_values import Generator, Line, by_itself
 
 from switch_mtf.layers.switch_ffn import SwitchFFN
 

@@ -6,28 +6,19 @@ import re
 
 import gin
 import pytest
-import t5.models.mesh_transformer_main as t5_main
+from conftest import ROOT, T5_GIN
 from mesh_tensorflow.transformer import utils
 
 import tasks  # noqa: F401
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-T5_GIN = pathlib.Path(t5_main.__file__).parent / "gin"
+pytestmark = pytest.mark.usefixtures("clean_gin")
+
 FILES = sorted(
     p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/**/*.gin"))
 # Phases stand on top of gin/runs/pretrain.gin, as in train_then.phases.
 PHASES = ("perplexity_eval", "eval_by_source", "fill_blanks")
 # gin checks no scope: `deccoder/X.y = 1` would parse and do nothing.
 SCOPES = {"attention", "encoder", "decoder", "student", "teacher"}
-
-
-@pytest.fixture(autouse=True)
-def clean_gin():
-  gin.clear_config()
-  for folder in (ROOT, T5_GIN):
-    gin.add_config_file_search_path(str(folder))
-  yield
-  gin.clear_config()
 
 
 def bindings(path):

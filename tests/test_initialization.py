@@ -1,20 +1,18 @@
 """How weights start: section 2.4, Table 3."""
 
 import os
-import pathlib
 
 import gin
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import BuiltLayer, lower, make_context
+from conftest import ROOT, BuiltLayer, lower, make_context
 from mesh_tensorflow.transformer import transformer_layers, utils
 
 from switch_mtf.layers import initialization
 from switch_mtf.layers.switch_ffn import SwitchFFN
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL, HIDDEN, EXPERTS = 64, 96, 8
 
 # A normal distribution that is cut off at two deviations has this deviation
@@ -23,14 +21,10 @@ MODEL, HIDDEN, EXPERTS = 64, 96, 8
 CUT = np.sqrt(1 - .21596 / .95450)
 
 
-@pytest.fixture(autouse=True)
-def clean_gin():
-  gin.clear_config()
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures("clean_gin")
 
 
-def initial_values(session=None):
+def initial_values():
   with tf.Session() as session:
     session.run(tf.global_variables_initializer())
     return {v.op.name: session.run(v) for v in tf.trainable_variables()}

@@ -4,16 +4,22 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import BuiltLayer, random_weights
+from conftest import BuiltLayer
 from mesh_tensorflow.transformer.moe import MoE1D
+from parity import (
+  HIDDEN,
+  LOSS_COEF,
+  MODEL,
+  TOLERANCE,
+  draw,
+  factors,
+  renamed,
+)
 
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
 from switch_mtf.layers.exploration import Argmax
 from switch_mtf.layers.routing import SwitchRouter
 from switch_mtf.layers.switch_ffn import SwitchFFN
-
-TOLERANCE = 1e-5
-MODEL, HIDDEN = 6, 8
 
 # batch, length, experts, group_size, capacity factor, minimum, mode, whether
 # some tokens are dropped. Upstream rounds group_size to what divides, so that
@@ -30,14 +36,6 @@ CASES = {
     "one expert": (2, 8, 1, 8, .5, 1, "train", True),
     "more experts than tokens": (2, 4, 7, 4, 2.0, 1, "train", True),
 }
-LOSS_COEF = .3
-UPSTREAM = {"router/kernel": "switch_gating/kernel"}
-
-
-def factors(mode, factor):
-  other = {"train": "eval", "eval": "train"}[mode]
-  return {f"capacity_factor_{mode}": factor,
-          f"capacity_factor_{other}": factor * 2}
 
 
 def ours(case, dispatcher=None):
@@ -62,29 +60,19 @@ def theirs(case):
                     mode=mode, gradients=True, scope="layer/MoE1D")
 
 
-def draw(case):
-  batch, length, experts, *_ = CASES[case]
-  rng = np.random.default_rng(len(case))
-  x, dy = rng.normal(size=[2, batch, length, MODEL]).astype(np.float32)
-  weights = random_weights(rng, model=MODEL, hidden=HIDDEN, experts=experts)
-  return weights, x, dy
-
-
-def renamed(values):
-  return {UPSTREAM.get(k, k): v for k, v in values.items()}
-
-
 def check(case, dispatcher=None):
   """Same weights, no padding: outputs, loss, every gradient."""
-  weights, x, dy = draw(case)
+  batch, length, experts, *_ = CASES[case]
+  weights, x, dy = draw(case, batch, length, experts)
   mine = ours(case, dispatcher)(weights, x, dy=dy)
-  right = theirs(case)(renamed(weights), x, dy=dy)
+  right = theirs(case)(renamed(weights, "switch"), x, dy=dy)
   np.testing.assert_allclose(mine["y"], right["y"], atol=TOLERANCE)
   assert mine["loss"] == pytest.approx(right["loss"], abs=TOLERANCE)
-  for name in ("x", *weights):
+  for name, upstream in zip(
+      ("x", *weights), ("x", *renamed(weights, "switch")), strict=True):
     np.testing.assert_allclose(
-        mine[f"d {name}"], right[f"d {UPSTREAM.get(name, name)}"],
-        atol=TOLERANCE, rtol=TOLERANCE, err_msg=name)
+        mine[f"d {name}"], right[f"d {upstream}"], atol=TOLERANCE,
+        rtol=TOLERANCE, err_msg=name)
   return right
 
 
@@ -130,7 +118,7 @@ def test_documented_difference_padding_in_the_load_balancing_loss():
           weights, x, real)
   right = BuiltLayer(MoE1D(
       moe_gating="switch", loss_coef=1.0, switch_jitter=0.0, **common), shape,
-                     scope="layer/MoE1D")(renamed(weights), x, real)
+                     scope="layer/MoE1D")(renamed(weights, "switch"), x, real)
   np.testing.assert_allclose(mine["y"], right["y"], atol=TOLERANCE)
 
   p_0 = (2 * q + 1) / 4

@@ -7,72 +7,25 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import BuiltLayer, constant, evaluate, lower, random_weights
-from hypothesis import assume, given, settings
+from conftest import constant, evaluate, lower
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from many_routers import (
+  CHOSEN_BY_TOKENS,
+  DIFFERENT,
+  ROUTERS,
+  THRESHOLD,
+  apart,
+  repeatedly,
+)
 
 from switch_mtf.dims import MoeDims
-from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
-from switch_mtf.layers.exploration import Argmax
 from switch_mtf.layers.losses import load_balancing_loss
-from switch_mtf.layers.routers import (
-  AlwaysSecond,
-  ExpertChoiceRouter,
-  NeverSecond,
-  NoTokenLeftBehindRouter,
-  RandomSecond,
-  SecondAboveThreshold,
-  Top2Router,
-)
-from switch_mtf.layers.routing import Router, SwitchRouter
-from switch_mtf.layers.switch_ffn import SwitchFFN
 
 TOLERANCE = 1e-5
-# Two numbers that a router compares are further apart than this where a test
-# needs the same answer from two computations that round differently.
-MARGIN = 1e-4
-THRESHOLD = .4
-POLICIES = {
-    "all": AlwaysSecond, "none": NeverSecond,
-    "above": functools.partial(SecondAboveThreshold, THRESHOLD),
-    "random": functools.partial(RandomSecond, .6)}
-
-
-def routers():
-  """Name to a function that makes the router; no noise from exploration."""
-  quiet = {"exploration": Argmax()}
-  for name, prioritized in (("", False), (", prioritized", True)):
-    yield f"switch{name}", functools.partial(
-        SwitchRouter, prioritized=prioritized, **quiet)
-    for policy, make in POLICIES.items():
-      yield f"top 2, {policy}{name}", functools.partial(
-          Top2Router, prioritized=prioritized, second_train=make(),
-          second_eval=make(), **quiet)
-  for rounds in (1, 2, 3):
-    yield f"left behind, {rounds}", functools.partial(
-        NoTokenLeftBehindRouter, rounds=rounds, **quiet)
-  yield "expert choice", functools.partial(ExpertChoiceRouter, **quiet)
-  yield "expert choice, over tokens", functools.partial(
-      ExpertChoiceRouter, softmax_over_tokens=True, **quiet)
-
-
-ROUTERS = dict(routers())
-CHOSEN_BY_TOKENS = [name for name in ROUTERS if "expert" not in name]
-
 # outer_batch, batch (each a group), length, experts, capacity.
 SIZES = [(1, 2, 7, 3, 2), (2, 1, 4, 5, 1), (1, 2, 5, 1, 2), (1, 1, 6, 2, 6)]
-# Each does in its own way what the others do; for all sizes and dispatchers.
-DIFFERENT = [
-    "switch", "switch, prioritized", "top 2, all", "top 2, random, prioritized",
-    "left behind, 3", "expert choice", "expert choice, over tokens"]
-
-
-def repeatedly(count):
-  """Settings: the same `count` draws each time, however long they take."""
-  return settings(max_examples=count, deadline=None, derandomize=True)
-
-
 def new_session():
   # Graphs this small take longer to optimise than to run.
   config = tf.ConfigProto(
@@ -313,26 +266,6 @@ def test_loss_of_any_choice_is_1_under_uniform_probabilities(chosen):
 # Permutations.
 
 
-def apart(logits, real):
-  """Whether all that a router compares differs by more than rounding.
-
-  Logits [G, S, E], in float64.
-  """
-  for logits_g, real_g in zip(logits, real > 0, strict=True):
-    logits_g = logits_g[real_g]
-    probs = np.exp(logits_g - logits_g.max(axis=-1, keepdims=True))
-    probs /= probs.sum(axis=-1, keepdims=True)
-    log_probs = np.log(probs)
-    best = np.sort(log_probs, axis=-1)[:, ::-1]
-    compared = [*log_probs, *log_probs.T, *logits_g.T, best[:, 0]]
-    if logits_g.shape[1] > 1:
-      gate = 1 / (1 + np.exp(best[:, 0] - best[:, 1]))
-      compared += [[g, THRESHOLD] for g in gate]
-    if any((np.diff(np.sort(c)) < MARGIN).any() for c in compared):
-      return False
-  return True
-
-
 @pytest.mark.parametrize("name", ROUTERS)
 def test_permuting_experts_permutes_the_routing(name):
   run = built_router(name, SIZES[0])
@@ -357,166 +290,5 @@ def test_permuting_experts_permutes_the_routing(name):
     for key in ("router_z_loss", "load_balancing_loss", "dropped_fraction",
                 "dead_experts", "router_entropy"):
       assert moved.get(key) == pytest.approx(found.get(key), abs=TOLERANCE), key
-
-  check()
-
-
-# The layer.
-
-MODEL, EXPERTS, GROUPS, TOKENS = 5, 4, 3, 8
-DISPATCHERS = {"einsum": EinsumDispatcher, "gather": GatherDispatcher}
-
-
-class Watched(Router):
-  """A router that also hands out, as a metric, the slots."""
-
-  def __init__(self, router):
-    super().__init__(router.exploration)
-    self._router = router
-    self.num_choices = router.num_choices
-
-  def assign(self, *args):
-    raise AssertionError("the router's own is used")
-
-  def __call__(self, x_OGSM, nonpadding_OGS, dims, context):  # noqa: N803
-    routing = self._router(x_OGSM, nonpadding_OGS, dims, context)
-    return dataclasses.replace(
-        routing, metrics=routing.metrics | {"slot": routing.slot_OGSK})
-
-
-@functools.cache
-def built_layer(name, dispatcher="gather", factor=1.0):
-  """Groups of 8 tokens, 4 experts with 2 slots each for a group."""
-  layer = SwitchFFN(
-      num_experts=EXPERTS, hidden_size=8, group_size=TOKENS, min_capacity=1,
-      activation="tanh",  # never 0
-      capacity_factor_train=factor, router=Watched(ROUTERS[name]()),
-      router_z_coef=.1, dispatcher=DISPATCHERS[dispatcher]())
-  return BuiltLayer(
-      layer, f"batch:{GROUPS},length:{TOKENS},d_model:{MODEL}")
-
-
-def draw(seed):
-  """Weights, and tokens that are nowhere 0."""
-  rng = np.random.default_rng(seed)
-  x = rng.normal(size=[GROUPS, TOKENS, MODEL]).astype(np.float32)
-  return random_weights(rng, model=MODEL, experts=EXPERTS), np.where(
-      x == 0, 1, x)
-
-
-seeds = st.integers(0, 2**31)
-paddings = arrays(bool, [GROUPS, TOKENS], elements=st.integers(0, 3).map(bool))
-
-
-@pytest.mark.parametrize("name, dispatcher", [
-    *((name, "gather") for name in ROUTERS),
-    *((name, "einsum") for name in DIFFERENT)])
-def test_what_has_no_slot_comes_out_as_it_was(name, dispatcher):
-  run = built_layer(name, dispatcher)
-  dropped = 0
-
-  @repeatedly(6)
-  @given(seeds, paddings)
-  def check(seed, real):
-    nonlocal dropped
-    weights, x = draw(seed)
-    found = run(weights, x, real)
-    none = (found["slot"][0] == TOKENS // EXPERTS).all(axis=-1)
-    assert none[~real].all()
-    dropped += (none & real).sum()
-    assert (found["y"][none] == 0).all()
-    assert (x + found["y"])[none].tobytes() == x[none].tobytes()
-    assert (found["y"][~none] != 0).any(axis=-1).all()
-
-  check()
-  assert dropped > 0
-
-
-@pytest.mark.parametrize("name", ROUTERS)
-def test_padding_is_invisible(name):
-  run = built_layer(name)
-
-  @repeatedly(6)
-  @given(seeds, paddings, st.floats(-1e5, 1e5))
-  def check(seed, real, anything):
-    weights, x = draw(seed)
-    clean = run(weights, np.where(real[..., None], x, 0), real)
-    dirty = run(weights, np.where(real[..., None], x, anything * x), real)
-    for key in clean:
-      np.testing.assert_array_equal(dirty[key], clean[key], err_msg=key)
-
-  check()
-
-
-@pytest.mark.parametrize("name", ROUTERS)
-def test_permuting_experts_changes_no_output(name):
-  # Columns of the router and the experts' weights alike.
-  run = built_layer(name)
-
-  @repeatedly(6)
-  @given(seeds, paddings, st.permutations(range(EXPERTS)))
-  def check(seed, real, order):
-    weights, x = draw(seed)
-    assume(apart(x @ weights["router/kernel"].astype(float), real))
-    moved = {key: value[order] for key, value in weights.items()}
-    moved["router/kernel"] = weights["router/kernel"][:, order]
-    found, right = run(moved, x, real), run(weights, x, real)
-    for key in ("y", "loss"):
-      np.testing.assert_allclose(
-          found[key], right[key], atol=TOLERANCE, err_msg=key)
-
-  check()
-
-
-# RandomSecond draws by position, so that other tokens ask in another place.
-@pytest.mark.parametrize("name", [n for n in ROUTERS if "random" not in n])
-def test_permuting_groups_permutes_the_outputs(name):
-  run = built_layer(name)
-
-  @repeatedly(6)
-  @given(seeds, paddings, st.permutations(range(GROUPS)))
-  def check(seed, real, order):
-    weights, x = draw(seed)
-    assume(apart(x @ weights["router/kernel"].astype(float), real))
-    found, right = run(weights, x[order], real[order]), run(weights, x, real)
-    np.testing.assert_allclose(
-        found["y"], right["y"][order], atol=TOLERANCE)
-    assert found["loss"] == pytest.approx(right["loss"], abs=TOLERANCE)
-
-  check()
-
-
-@pytest.mark.parametrize("name", ROUTERS)
-def test_groups_do_not_see_each_other(name):
-  run = built_layer(name)
-
-  @repeatedly(6)
-  @given(seeds, seeds, paddings, paddings, st.integers(0, GROUPS - 1))
-  def check(seed, other, real, other_real, group):
-    weights, x = draw(seed)
-    y = run(weights, x, real)["y"][group]
-    _, other_x = draw(other)
-    other_x[group], other_real[group] = x[group], real[group]
-    np.testing.assert_array_equal(
-        run(weights, other_x, other_real)["y"][group], y)
-
-  check()
-
-
-@pytest.mark.parametrize("name", CHOSEN_BY_TOKENS)
-def test_without_a_capacity_factor_nothing_is_dropped(name):
-  run = built_layer(name, factor=None)
-
-  @repeatedly(6)
-  @given(seeds, paddings, st.sampled_from([0, 1, 30]))
-  def check(seed, real, sure):
-    # 0: all tokens choose expert 0; 30: a softmax that is nearly one-hot.
-    weights, x = draw(seed)
-    weights["router/kernel"] *= sure
-    found = run(weights, x, real)
-    assert found["dropped_fraction"] == pytest.approx(0, abs=1e-6)
-    assert (found["expert_dropped_fraction"] == 0).all()
-    assert ((found["slot"][0] < TOKENS).any(axis=-1) == real).all()
-    assert (found["y"][real] != 0).any(axis=-1).all()
 
   check()

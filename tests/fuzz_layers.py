@@ -16,6 +16,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import os
 import re
 import sys
 import time
@@ -38,6 +39,7 @@ from switch_mtf.layers import (  # noqa: F401  (known to gin by its import)
 )
 from switch_mtf.training import guards
 
+PACKAGE = os.path.dirname(switch_mtf.__file__) + os.sep
 HOUSE_FORM = re.compile(
     r"[\w. ]+: .+ must .+, with .+[=:].*\. [A-Z].*\.?", re.DOTALL)
 # Why a layer is refused of which every binding by itself is legal.
@@ -228,7 +230,8 @@ def _judge(error: Exception, mistakes: list[str]) -> Outcome:
       return Outcome("refused", label, text)
     return Outcome("finding", f"refused, though legal: {label}", text)
   frames = traceback.extract_tb(error.__traceback__)
-  ours = [f for f in frames if "/switch_mtf/" in f.filename]
+  # Not by name alone: a virtual environment may lie in a folder of that name.
+  ours = [f for f in frames if f.filename.startswith(PACKAGE)]
   where = f" in {ours[-1].name}" if ours else ""
   text = str(error).split(APPENDIX)[0]
   # gin raises a subclass of its own, of the same name.

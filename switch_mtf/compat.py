@@ -6,16 +6,33 @@ importing it again does nothing. Each function says what is wrong upstream and
 under which condition it can be deleted.
 """
 
+import ctypes
 import dataclasses
 import functools
 import importlib.util
 import inspect
+import os
 import sys
 import types
 from typing import Any
 
 import numpy as np
-import tensorflow.compat.v1 as tf
+
+
+def use_onednn() -> None:
+  """Turns on TensorFlow's oneDNN kernels, unless the environment says no.
+
+  TensorFlow 2.15 does so by itself on some processors only, whatever it logs; on
+  others attention's matmuls take three times as long. Read while TensorFlow is
+  imported, hence called here. Can go when TensorFlow turns them on on every x86
+  processor.
+  """
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
+use_onednn()
+
+import tensorflow.compat.v1 as tf  # noqa: E402
 
 MAX_PYTHON = (3, 12)
 TENSORFLOW = "2.15"
@@ -264,12 +281,72 @@ def score_texts_off_tpu() -> None:
   utils._maybe_add_pretokenized_features = add_pretokenized_features
 
 
+def keep_freed_memory() -> None:
+  """Lets TensorFlow have again, at once, the memory that it gave back.
+
+  It takes each large tensor of each step from the C library, which gives it back
+  to Linux in between, so that every page of it is zeroed anew: five times as
+  long as copying it takes. Only for glibc. Can go when TensorFlow's allocator
+  for CPU keeps memory.
+  """
+  try:
+    mallopt = ctypes.CDLL("libc.so.6").mallopt
+  except (OSError, AttributeError):
+    return
+  mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8
+  mallopt(mmap_max, 0)  # all of it from the heap,
+  mallopt(trim_threshold, 2**31 - 1)  # which is not made smaller
+  mallopt(top_pad, 2**26)  # and not in small steps larger,
+  mallopt(arena_max, 1)  # and there is one.
+
+
+def compute_faster_off_tpu() -> None:
+  """Puts our einsum and our attention in the place of upstream's.
+
+  `PlacementMeshImpl.einsum` is made to be overridden, but
+  `utils.tpu_estimator_model_fn` makes the mesh itself; T5's attention layers
+  look `attention.attention` up by name. Can go when a mesh implementation and an
+  attention function can be handed in.
+  """
+  from mesh_tensorflow import placement_mesh_impl
+  from mesh_tensorflow.transformer import attention as upstream
+
+  from switch_mtf import kernels
+  from switch_mtf.layers import attention
+  upstream.attention = attention.attention
+  placement_mesh_impl.PlacementMeshImpl.einsum = (
+      lambda self, equation, *slices: kernels.einsum(equation, *slices))
+
+
+def read_variables_once() -> None:
+  """Reads each variable once a step, not once for each use.
+
+  A resource variable is read anew wherever its tensor is wanted, in the body of
+  the decoding loop once for each token. What is read is the same: updates make
+  a new buffer while the old one is in use. Can go when `mtf.Variable.lower`
+  makes a tensor of the variable.
+  """
+  import mesh_tensorflow as mtf
+  upstream = mtf.Variable.lower
+
+  def lower(self, lowering):
+    upstream(self, lowering)
+    if tf.resource_variables_enabled():
+      lowering.tensors[self.outputs[0]] = lowering.mesh_impl(self).slicewise(
+          tf.convert_to_tensor, lowering.tensors[self.outputs[0]])
+
+  mtf.Variable.lower = lower
+
+
 def apply() -> None:
   """Applies every patch, in the order they depend on each other."""
   check_versions()
+  keep_freed_memory()
   restore_tensor_conversion_registry()
   make_torch_optional()
   use_resource_variables()
+  read_variables_once()
+  compute_faster_off_tpu()
   open_model_fn()
   score_texts_off_tpu()
 

@@ -64,6 +64,16 @@ def expert_capacity(
   return min(group_size, max(minimum, int(group_size * factor / num_experts)))
 
 
+def on_tpu(mesh: mtf.Mesh) -> bool:
+  """Whether a mesh is one of TPU cores, where gathers are slow.
+
+  Mesh-TF does not know its mesh implementation while the graph is built. What
+  it does know: only on TPU (`SimdMeshImpl`) is a mesh made with a variable
+  placer, and without one its placement is a device name.
+  """
+  return not isinstance(mesh.variable_placer_fn, str)
+
+
 @dataclasses.dataclass(frozen=True)
 class MoeDims:
   """Sizes and names of one call of a Switch layer.
@@ -135,8 +145,8 @@ class MoeDims:
     tokens = x_shape.size // model_dim.size // outer_batch_dim.size
     experts_dim = mtf.Dimension("experts", num_experts)
     _check_layout(outer_batch_dim.name, batch_dim.name, layout, mesh_shape)
-    batch_axis, batch_ways = _mesh_axis(batch_dim, layout, mesh_shape)
-    experts_axis, experts_ways = _mesh_axis(experts_dim, layout, mesh_shape)
+    batch_axis, batch_ways = mesh_axis(batch_dim, layout, mesh_shape)
+    experts_axis, experts_ways = mesh_axis(experts_dim, layout, mesh_shape)
     _check_experts(num_experts, experts_ways)
     _check_tokens(tokens, batch_ways, batch_dim.name)
     if decoding:
@@ -223,12 +233,21 @@ def _batch_dims(x_shape: mtf.Shape) -> tuple[mtf.Dimension, mtf.Dimension]:
   return outer, x_shape.get_dim_by_name("batch")
 
 
-def _mesh_axis(
+def mesh_axis(
     dim: mtf.Dimension,
     layout: mtf.LayoutRules | str | None,
     mesh_shape: mtf.Shape | str | None,
 ) -> tuple[int | None, int]:
-  """The mesh axis that splits a dimension, and into how many parts."""
+  """The mesh axis that splits a dimension, and into how many parts.
+
+  Args:
+    dim: any dimension.
+    layout: layout rules of the run, None for one processor.
+    mesh_shape: mesh of the run, None for one processor.
+
+  Returns:
+    The axis, None if there is none, and 1 or its size.
+  """
   if layout is None or mesh_shape is None:
     return None, 1
   mesh_shape = mtf.convert_to_shape(mesh_shape)

@@ -13,7 +13,7 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.dims import MoeDims, check_shape
+from switch_mtf.dims import MoeDims, check_shape, on_tpu
 from switch_mtf.layers.routing import Routing
 
 
@@ -258,11 +258,5 @@ def _slots_to_rows(
 
 
 def default_dispatcher(mesh: mtf.Mesh) -> Dispatcher:
-  """Einsum on TPU, gather elsewhere.
-
-  Mesh-TF does not know its mesh implementation while the graph is built. What
-  it does know: only on TPU (`SimdMeshImpl`) is a mesh made with a variable
-  placer, and without one its placement is a device name.
-  """
-  on_tpu = not isinstance(mesh.variable_placer_fn, str)
-  return EinsumDispatcher() if on_tpu else GatherDispatcher()
+  """Einsum on TPU, gather elsewhere."""
+  return EinsumDispatcher() if on_tpu(mesh) else GatherDispatcher()

@@ -1,10 +1,15 @@
 """One network per expert, all of them as batched matmuls."""
 
-import mesh_tensorflow as mtf
+import functools
 
+import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
+
+from switch_mtf import kernels
 from switch_mtf.dims import MoeDims, check_shape, unsplit
 from switch_mtf.layers import stateless
 from switch_mtf.layers.initialization import kernel_initializer
+from switch_mtf.layers.routing import Routing
 
 # Functions of Mesh-TF that make sense between two matmuls.
 ACTIVATIONS = (
@@ -83,6 +88,77 @@ def expert_linear(
   input_dim = unsplit(dims.model_dim)
   x_EXM = mtf.rename_dimension(x_EXM, dims.model_dim.name, input_dim.name)
   return _output(x_EXM, input_dim, dims, output_dim, variable_dtype)
+
+
+# Up to how many choices of tokens reading only their experts is faster.
+FEW_CHOICES = 32
+
+
+def chosen_experts(
+    x_OGSM: mtf.Tensor,
+    routing: Routing,
+    dims: MoeDims,
+    output_dim: mtf.Dimension,
+    *,
+    activation: list[str],
+    variable_dtype: mtf.VariableDType,
+) -> mtf.Tensor:
+  """Dispatches, applies the experts and combines at once, for a few tokens.
+
+  Decoding a few sequences takes as long as reading weights takes, and with many
+  experts most are those of experts that no token has chosen.
+
+  Args:
+    x_OGSM: `dims.OGSM` - the tokens, on one processor.
+    routing: who goes where; nobody may be dropped.
+    dims: sizes.
+    output_dim: of the results.
+    activation: names of `ACTIVATIONS`; none if experts are linear.
+    variable_dtype: of the weights, which must have been made.
+
+  Returns:
+    [outer_batch, batch, group, output_dim] - as the dispatchers would combine.
+  """
+  def multiply(x: mtf.Tensor, name: str, new_dim: mtf.Dimension) -> mtf.Tensor:
+    return _times_chosen(
+        x, routing.expert_OGSK, name, dims.experts_dim, new_dim, variable_dtype)
+
+  h = mtf.broadcast(x_OGSM, mtf.Shape([*dims.OGSK, dims.model_dim]))
+  if activation:
+    names = [f"wi_{i}" for i in range(len(activation))]
+    factors = [
+        (mtf.identity if function == "linear" else getattr(mtf, function))(
+            multiply(h, name, dims.ff_dim))
+        for function, name in zip(
+            activation, names if len(names) > 1 else ["wi"], strict=True)]
+    h = functools.reduce(mtf.multiply, factors)
+  y_OGSKM = multiply(h, "wo", output_dim)
+  return mtf.reduce_sum(
+      y_OGSKM * mtf.cast(routing.weight_OGSK, y_OGSKM.dtype),
+      reduced_dim=dims.choices_dim)
+
+
+def _times_chosen(
+    x: mtf.Tensor, expert_OGSK: mtf.Tensor, name: str,
+    experts_dim: mtf.Dimension, new_dim: mtf.Dimension,
+    variable_dtype: mtf.VariableDType,
+) -> mtf.Tensor:
+  """Multiplies each choice's row by the kernel `name` of its expert."""
+  input_dim = x.shape.dims[-1]
+  with tf.variable_scope(name):
+    kernel = mtf.get_variable(
+        x.mesh, "kernel", [experts_dim, unsplit(input_dim), new_dim],
+        initializer=kernel_initializer()([input_dim], [new_dim]),
+        dtype=variable_dtype)
+  y = mtf.slicewise(
+      lambda x, expert, kernel: kernels.chosen_matmul(
+          tf.reshape(x, [-1, input_dim.size]), tf.reshape(expert, [-1]),
+          kernel),
+      [x, expert_OGSK, kernel], splittable_dims=[], grad_function=0,
+      output_shape=[
+          mtf.Dimension("rows", expert_OGSK.shape.size), new_dim],
+      name="times_chosen")
+  return mtf.reshape(y, [*x.shape.dims[:-1], new_dim])
 
 
 def _output(

@@ -11,10 +11,16 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
 from switch_mtf import checks
-from switch_mtf.dims import MoeDims
+from switch_mtf.dims import MoeDims, on_tpu
 from switch_mtf.layers import summaries
 from switch_mtf.layers.dispatch import Dispatcher, default_dispatcher
-from switch_mtf.layers.experts import ACTIVATIONS, expert_ffn, expert_linear
+from switch_mtf.layers.experts import (
+    ACTIVATIONS,
+    FEW_CHOICES,
+    chosen_experts,
+    expert_ffn,
+    expert_linear,
+)
 from switch_mtf.layers.routing import Router, SwitchRouter
 
 
@@ -124,9 +130,15 @@ class SwitchFFN(transformer.TransformerLayer):
     output_dims = dims.with_model_size(output_dim.size)
 
     routing = self.router(x_OGSM, nonpadding_OGS, dims, context)
-    h_EXM = dispatcher.to_experts(x_OGSM, routing, dims)
-    h_EXM = self._experts(h_EXM, dims, output_dims.model_dim, context)
-    y_OGSM = dispatcher.from_experts(h_EXM, routing, output_dims)
+    if _few_choices(context, dims):
+      y_OGSM = chosen_experts(
+          x_OGSM, routing, dims, output_dim,
+          activation=self.activation if self.hidden_size else [],
+          variable_dtype=context.variable_dtype)
+    else:
+      h_EXM = dispatcher.to_experts(x_OGSM, routing, dims)
+      h_EXM = self._experts(h_EXM, dims, output_dims.model_dim, context)
+      y_OGSM = dispatcher.from_experts(h_EXM, routing, output_dims)
 
     self._add_losses(context, routing.losses)
     summaries.record(context, {**routing.metrics, **routing.losses})
@@ -180,6 +192,15 @@ class SwitchFFN(transformer.TransformerLayer):
     if terms:
       context.losses.append(
           mtf.cast(mtf.add_n(terms), context.activation_dtype))
+
+
+def _few_choices(context: transformer.Context, dims: MoeDims) -> bool:
+  """Whether to read the chosen experts only: decoding, in one place."""
+  processors = mtf.convert_to_shape(context.model.mesh_shape or "").size
+  return (
+      context.mode == "incremental" and processors == 1
+      and not on_tpu(context.mesh)
+      and mtf.Shape(dims.OGSK).size <= FEW_CHOICES)
 
 
 def _nonpadding(

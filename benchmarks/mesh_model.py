@@ -1,0 +1,171 @@
+"""Our model and upstream's, built as `run_t5.py` builds a run.
+
+Both come out of the gin files of `benchmarks/gin/` and of
+`utils.tpu_estimator_model_fn`, with random ids for data.
+"""
+
+from switch_mtf import compat  # isort:skip  (before mesh_tensorflow)
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+
+import gin
+import mesh_tensorflow as mtf
+import numpy as np
+import seqio
+import tensorflow.compat.v1 as tf
+from mesh_tensorflow.transformer import utils
+from t5.models import mesh_transformer_main
+
+from benchmarks import balance
+from benchmarks.spec import Spec, Subject
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+T5_GIN = os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin")
+ModeKeys = tf.estimator.ModeKeys
+
+
+class MeshSubject(Subject):
+  """A finished graph in a session of its own."""
+
+  def __init__(self, session: tf.Session, fetch, facts: dict):
+    """Keeps what one step runs."""
+    self.session = session
+    self.fetch = fetch
+    self.facts = facts
+
+  def step(self) -> None:
+    """See the base class."""
+    self.session.run(self.fetch)
+
+
+def build(
+    spec: Spec, devices: Sequence[str] | None = None, target: str = "",
+) -> MeshSubject:
+  """Builds the graph and initialises the variables.
+
+  Args:
+    spec: subject "ours" or "upstream".
+    devices: of the mesh's processors; this process's CPU by default.
+    target: address of the session's server; this process by default.
+
+  Returns:
+    The model.
+  """
+  tf.disable_v2_behavior()
+  compat.use_resource_variables()
+  tf.set_random_seed(0)
+  _configure(spec)
+  fetch, hooks = _graph(spec, devices)
+  session = tf.Session(target, config=tf.ConfigProto(inter_op_parallelism_threads=int(os.environ.get("INTER","0")),intra_op_parallelism_threads=int(os.environ.get("INTRA","0"))))
+  session.run([tf.global_variables_initializer(), tf.tables_initializer()])
+  for hook in hooks:
+    if isinstance(hook, mtf.MtfRestoreHook):
+      hook.begin()
+      hook.after_create_session(session, None)
+  facts = {"parameters": sum(
+      v.shape.num_elements() for v in tf.trainable_variables())}
+  if spec.task == "train":
+    facts |= _what_a_step_updates(session, fetch)
+  return MeshSubject(session, fetch, facts)
+
+
+def _configure(spec: Spec) -> None:
+  """Parses the gin files and what the suite varies."""
+  name = "dense" if spec.experts == 1 else spec.subject
+  bindings = [
+      f"Bitransformer.decode.max_decode_length = {spec.targets}",
+      "Unitransformer.sample_autoregressive.never_end = True"]
+  if spec.experts > 1:
+    bindings += [f"num_experts = {spec.experts}",
+                 f"capacity_factor = {spec.capacity_factor}"]
+  for folder in (ROOT, T5_GIN):
+    gin.add_config_file_search_path(folder)
+  defaults = os.path.join(
+      os.path.dirname(utils.__file__), "gin", "defaults.gin")
+  gin.parse_config_files_and_bindings(
+      [defaults, f"benchmarks/gin/{name}.gin"], bindings)
+
+
+class Ids(seqio.PassThroughVocabulary):
+  """Stands for a vocabulary; decoding shall not turn ids into text."""
+
+
+class GradientsOnly(mtf.optimize.Optimizer):
+  """Computes the gradients and lets them be."""
+
+  def __init__(self, learning_rate):
+    """Takes what every optimizer takes."""
+
+  def apply_grads(self, grads, variables):
+    """Keeps one number of each gradient, so that all are computed."""
+    mesh = variables[0].mesh
+    one = mtf.Dimension("one", 1)
+    kept = mtf.get_variable(mesh, "one_of_each", [one], trainable=False,
+                            initializer=tf.zeros_initializer())
+    firsts = [
+        mtf.slicewise(lambda g: tf.reshape(g, [-1])[:1], [grad],
+                      output_shape=[one], splittable_dims=[])
+        for grad in grads if grad is not None]
+    return [mtf.assign(kept, mtf.add_n(firsts))]
+
+
+def _graph(spec: Spec, devices: Sequence[str] | None):
+  """What one step fetches, and the hooks of the session."""
+  mesh_shape = mtf.convert_to_shape(
+      f"batch:{spec.processors}" if spec.processors > 1 else "")
+  layout = mtf.convert_to_layout_rules("batch:batch,experts:batch")
+  lengths = {"inputs": spec.inputs, "targets": spec.targets}
+  model = utils.build_model(
+      "bitransformer", spec.vocabulary, spec.vocabulary, layout, mesh_shape)
+  mode = ModeKeys.PREDICT if spec.task == "decode" else ModeKeys.TRAIN
+  optimizer = gin.query_parameter("utils.run.optimizer").configurable.wrapper
+  if spec.task == "forward_backward":
+    optimizer = GradientsOnly
+  model_fn = utils.tpu_estimator_model_fn(
+      "bitransformer", model, (Ids(9), Ids(9)), model_dir=tempfile.mkdtemp(), use_tpu=False,
+      mesh_shape=mesh_shape, layout_rules=layout, batch_size=spec.batch,
+      sequence_length=lengths, autostack=False, keep_checkpoint_max=1,
+      save_checkpoints_steps=10**9, mesh_devices=devices,
+      learning_rate_schedule=1e-3, optimizer=optimizer)
+  tf.train.get_or_create_global_step()
+  with (balance.balanced_upstream() if spec.subject == "upstream"
+        else contextlib.nullcontext()):
+    made = model_fn(_features(spec, lengths), None, mode)
+  if spec.task == "decode":
+    return made.predictions["outputs"], made.prediction_hooks
+  return made.train_op, made.training_hooks + made.training_chief_hooks
+
+
+def _features(spec: Spec, lengths: dict) -> dict[str, tf.Tensor]:
+  """Random ids without padding, from a data set: nothing can be precomputed."""
+  rng = np.random.default_rng(0)
+  names = ["inputs"] if spec.task == "decode" else ["inputs", "targets"]
+  ids = {name: rng.integers(
+      2, spec.vocabulary, [spec.batch, lengths[name]], np.int32)
+      for name in names}
+  data = tf.data.Dataset.from_tensors(ids).repeat()
+  return tf.data.make_one_shot_iterator(data).get_next()
+
+
+def _what_a_step_updates(session: tf.Session, fetch) -> dict:
+  """Looks at every matrix before and after a step: which have changed?"""
+  def sums() -> list[np.ndarray]:
+    return [np.abs(session.run(v)).sum((-2, -1) if v.shape.rank > 1 else -1,
+                                       np.float64)
+            for v in tf.trainable_variables()]
+
+  before = sums()
+  session.run(fetch)
+  updated, experts = 0, []
+  for v, old, new in zip(
+      tf.trainable_variables(), before, sums(), strict=True):
+    updated += v.shape.num_elements() * np.mean(old != new)
+    if v.shape.rank == 3:
+      experts.append(int(np.sum(old != new)))
+  facts = {"updated_parameters": round(updated)}
+  if experts:
+    facts["updated_experts"] = {"min": min(experts), "max": max(experts)}
+  return facts

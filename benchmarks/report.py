@@ -1,0 +1,238 @@
+"""Draws what the suites recorded, and writes README.md's tables from it.
+
+  python -m benchmarks.report
+
+Reads results/benchmarks/*.json, draws train_step.png and decode.png beside
+them, and replaces what stands between the two markers in README.md, if they are
+there.
+"""
+
+import argparse
+import glob
+import json
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+from benchmarks.harness import ROOT
+
+matplotlib.use("Agg")  # files only, no window
+import matplotlib.pyplot as plt  # noqa: E402
+
+RESULTS = os.path.join(ROOT, "results", "benchmarks")
+README = os.path.join(ROOT, "README.md")
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+# Label to its name and colour, in the order of the columns.
+SUBJECTS = {"ours": ("switch_mtf", "#c44e52"),
+            "hf": ("Hugging Face", "#4c72b0"),
+            "upstream": ("MoE1D", "#7f7f7f")}
+
+Points = dict[tuple[int, int], dict[str, float]]
+
+
+def read(folder: str) -> dict[str, dict[str, Any]]:
+  """The records of a folder by suite, without those that are not complete."""
+  records = {}
+  for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
+    with open(path) as f:
+      record = json.load(f)
+    if record.get("complete"):
+      records[record["suite"]] = record
+    else:
+      print(f"{path}: not complete, left out", file=sys.stderr)
+  return records
+
+
+def speeds(record: dict[str, Any], key: str) -> Points:
+  """Tokens per second of every subject.
+
+  Args:
+    record: of a suite that compares subjects.
+    key: the field of `Spec` that the suite varies besides the experts.
+
+  Returns:
+    (its value, experts) to label to the median over the runs; only groups in
+      which subjects are compared.
+  """
+  found: dict[tuple[int, int], dict[str, list[float]]] = {}
+  for group in record["groups"]:
+    measurements = group["measurements"]
+    if set(measurements) <= set(SUBJECTS):
+      for label, one in measurements.items():
+        point = one["spec"][key], one["spec"]["experts"]
+        found.setdefault(point, {}).setdefault(label, []).append(
+            one["tokens_per_second"])
+  return {
+      point: {label: statistics.median(runs)
+              for label, runs in by_label.items()}
+      for point, by_label in sorted(found.items())}
+
+
+def draw(points: Points, title: str, path: str) -> None:
+  """Draws tokens per second by experts, a panel for each value of the key.
+
+  Args:
+    points: see `speeds`.
+    title: of the panels, with {} for the value.
+    path: of the file to write.
+  """
+  values = sorted({value for value, _ in points})
+  figure, grid = plt.subplots(
+      1, len(values), figsize=(4.6 * len(values), 3.8), squeeze=False)
+  for axes, value in zip(grid[0], values, strict=True):
+    experts = [e for v, e in points if v == value]
+    for label, (name, color) in SUBJECTS.items():
+      known = [e for e in experts if label in points[value, e]]
+      if known:
+        axes.plot([experts.index(e) for e in known],
+                  [points[value, e][label] for e in known], "o-", color=color,
+                  label=name)
+    axes.set(title=title.format(f"{value:,}"), ylabel="tokens/s",
+             ylim=(0, None), xlabel="experts", xticks=range(len(experts)),
+             xticklabels=["dense" if e == 1 else e for e in experts])
+    axes.grid(alpha=0.3)
+  grid[0][0].legend()
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def speed_table(points: Points, heading: str) -> str:
+  """A Markdown table of `speeds`.
+
+  Args:
+    points: see `speeds`.
+    heading: of the column of the key.
+
+  Returns:
+    The table.
+  """
+  labels = [label for label in SUBJECTS
+            if any(label in by_label for by_label in points.values())]
+  names = [SUBJECTS[label][0] for label in labels]
+  rows = []
+  for (value, experts), found in points.items():
+    cells = [f"{found[label]:,.0f}" if label in found else "–"
+             for label in labels]
+    rows.append([f"{value:,}", "dense" if experts == 1 else str(experts),
+                 *cells])
+  return _table([heading, "experts", *names], rows)
+
+
+def claims_table(records: dict[str, dict[str, Any]]) -> str:
+  """A Markdown table of what is claimed and what was measured."""
+  rows = []
+  for record in records.values():
+    for result in record["results"]:
+      rows.append([
+          f"`{result['name']}`", _measured(result), _target(result),
+          {True: "yes", False: "**no**", None: ""}[result["ok"]]])
+  return _table(["", "measured", "target", "met"], rows)
+
+
+def _measured(result: dict[str, Any]) -> str:
+  unit = " s" if result["what"] == "seconds" else ""
+  text = f"{result['value']:.2f}{unit}"
+  if result["runs"] > 1:
+    text += f" ({result['min']:.2f} to {result['max']:.2f})"
+  return text
+
+
+def _target(result: dict[str, Any]) -> str:
+  if result["target"] is None:
+    return ""
+  bound = "at most" if result["at_most"] else "at least"
+  return f"{bound} {result['target']:g}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def machine_line(record: dict[str, Any]) -> str:
+  """On what the figures were measured, in a sentence."""
+  machine = record["machine"]
+  versions = ", ".join(
+      f"{name} {version}" for name, version in machine["versions"].items()
+      if version)
+  return f"{machine['processor']}, {machine['cores']} cores; {versions}."
+
+
+def markdown(records: dict[str, dict[str, Any]]) -> str:
+  """Everything that stands between the markers.
+
+  Args:
+    records: see `read`.
+
+  Returns:
+    Markdown.
+  """
+  parts = []
+  if "train_step" in records:
+    parts += ["Training, tokens per second:", speed_table(
+        speeds(records["train_step"], "vocabulary"), "vocabulary"),
+        "![Training](results/benchmarks/train_step.png)"]
+  if "decode" in records:
+    parts += ["Greedy decoding, tokens per second:", speed_table(
+        speeds(records["decode"], "batch"), "batch"),
+        "![Decoding](results/benchmarks/decode.png)"]
+  parts += ["What is claimed:", claims_table(records)]
+  parts += sorted({machine_line(record) for record in records.values()})
+  return "\n\n".join(parts)
+
+
+def replace(text: str, new: str) -> str:
+  """Puts `new` between the markers of a text.
+
+  Args:
+    text: of README.md.
+    new: what shall stand between the markers.
+
+  Returns:
+    The whole text.
+
+  Raises:
+    ValueError: if the markers are not there, once and in order.
+  """
+  before, begin, rest = text.partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not begin or not end or BEGIN in rest or END in after:
+    raise ValueError(
+        "report: the file must have the markers once and in order, with "
+        f"{BEGIN}={text.count(BEGIN)}, {END}={text.count(END)}. Add them where "
+        "the tables shall be.")
+  return f"{before}{begin}\n{new}\n{end}{after}"
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command.
+
+  Args:
+    arguments: of the command line.
+  """
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.report")
+  parser.add_argument("--results", default=RESULTS)
+  parser.add_argument("--readme", default=README)
+  options = parser.parse_args(arguments)
+  records = read(options.results)
+  for name, key, title in (("train_step", "vocabulary", "vocabulary {}"),
+                           ("decode", "batch", "batch {}")):
+    if name in records:
+      draw(speeds(records[name], key), title,
+           os.path.join(options.results, f"{name}.png"))
+  text = markdown(records)
+  print(text)
+  with open(options.readme) as f:
+    readme = f.read()
+  if BEGIN in readme:
+    with open(options.readme, "w") as f:
+      f.write(replace(readme, text))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -1,0 +1,160 @@
+"""What it costs to split the model over processors and over processes.
+
+  python -m benchmarks.scale
+
+The same training step, by turns, as
+
+  one_processor    one process, a mesh of one processor
+  two_processors   one process, a mesh of two: batch and experts are split
+  two_processes    that mesh over two TensorFlow servers, which talk by gRPC
+
+Two processes on one machine have the same cores as one, so the most that can be
+hoped for is the speed of the second.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.harness import Claim, Group, Job
+from benchmarks.record import ROOT
+from benchmarks.spec import Spec
+
+NAME = "scale"
+PROCESSES = 2
+TARGET = 0.95
+READY = "ready"
+SERVE = "--serve"
+
+
+def devices() -> list[str]:
+  """The CPU of each server, by TensorFlow's name."""
+  return [f"/job:worker/task:{i}/device:CPU:0" for i in range(PROCESSES)]
+
+
+def suite(ports: Sequence[int], **sizes: int) -> harness.Suite:
+  """What is measured and claimed.
+
+  Args:
+    ports: of the servers.
+    **sizes: fields of `Spec`.
+
+  Returns:
+    The suite.
+  """
+  one = Spec("ours", "train", **sizes)
+  two = Spec("ours", "train", processors=PROCESSES, **sizes)
+  group = Group(f"e{one.experts}/v{one.vocabulary}", (
+      Job("one_processor", one),
+      Job("two_processors", two),
+      Job("two_processes", two, {
+          "devices": devices(), "target": f"grpc://localhost:{ports[0]}"})))
+  return harness.Suite(NAME, (group,), (
+      Claim(f"{NAME}/two_processors_to_one/{group.name}", group.name,
+            "two_processors", "one_processor"),
+      Claim(f"{NAME}/two_processes_to_one/{group.name}", group.name,
+            "two_processes", "two_processors", target=TARGET)))
+
+
+def free_ports(number: int) -> list[int]:
+  """Ports of this machine that nobody listens to."""
+  with contextlib.ExitStack() as stack:
+    sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+    for one in sockets:
+      one.bind(("localhost", 0))
+    return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def servers(ports: Sequence[int]) -> Iterator[None]:
+  """Has one server listen on each port, in a process of its own.
+
+  Args:
+    ports: of the servers.
+
+  Yields:
+    Nothing, when all of them are ready.
+  """
+  started = []
+  try:
+    for task in range(len(ports)):
+      started.append(subprocess.Popen(
+          [sys.executable, "-m", f"benchmarks.{NAME}", SERVE, str(task),
+           json.dumps(list(ports))],
+          cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+          env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}))
+    for server in started:
+      answer = server.stdout.readline().strip()
+      if answer != READY:
+        raise RuntimeError(
+            f"{NAME}: a server must start, with ports={list(ports)}, "
+            f"answer={answer!r}. Mend what it wrote above.")
+    yield
+  finally:
+    for server in started:
+      # A TensorFlow server has no way to end but with its process.
+      server.kill()
+      server.wait()
+      server.stdin.close()
+      server.stdout.close()
+
+
+def serve(task: int, ports: Sequence[int]) -> None:
+  """Is a server until its input ends.
+
+  Args:
+    task: its number.
+    ports: of all servers.
+  """
+  import tensorflow.compat.v1 as tf
+  # Each has its share of the cores, as if it had a machine of its own.
+  threads = max(1, (os.cpu_count() or 1) // len(ports))
+  config = tf.ConfigProto(
+      intra_op_parallelism_threads=threads,
+      inter_op_parallelism_threads=threads)
+  server = tf.distribute.Server(
+      {"worker": [f"localhost:{port}" for port in ports]}, job_name="worker",
+      task_index=task, config=config)
+  print(READY, flush=True)
+  sys.stdin.read()
+  del server
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command.
+
+  Args:
+    arguments: of the command line.
+  """
+  if arguments[:1] == [SERVE]:
+    serve(int(arguments[1]), json.loads(arguments[2]))
+    return
+  parser = harness.parser(NAME)
+  parser.add_argument("--experts", type=int, default=8)
+  parser.add_argument("--vocabulary", type=int, default=512)
+  parser.add_argument("--batch", type=int, default=Spec.batch)
+  parser.add_argument("--inputs", type=int, default=Spec.inputs)
+  parser.add_argument("--targets", type=int, default=Spec.targets)
+  options = parser.parse_args(arguments)
+  ports = free_ports(PROCESSES)
+
+  def measure(
+      group: Group, alternations: int, steps: int, tell: Callable[[str], None],
+  ) -> dict[str, dict[str, Any]]:
+    with servers(ports):
+      return harness.measure(group, alternations, steps, tell=tell)
+
+  harness.run(suite(
+      ports, experts=options.experts, vocabulary=options.vocabulary,
+      batch=options.batch, inputs=options.inputs, targets=options.targets),
+      options, measure)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -1,0 +1,60 @@
+"""What is built and timed: one value that names it."""
+
+import dataclasses
+
+SUBJECTS = ("ours", "upstream", "hugging_face")
+TASKS = ("train", "forward_backward", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """A model and what it is to do.
+
+  d_model 256, d_ff 1024, 4 + 4 layers, 4 heads of 64, every other feed-forward
+  layer sparse, float32, no dropout: the same for everybody.
+
+  Attributes:
+    subject: whose code, one of `SUBJECTS`.
+    task: one of `TASKS`. "train" is forward, backward and Adafactor.
+    experts: of each sparse layer; 1 is the dense model.
+    vocabulary: rows of the embedding.
+    batch: sequences.
+    inputs: tokens of one input.
+    targets: tokens of one target, or tokens to decode.
+    capacity_factor: in training.
+    processors: of the mesh, which splits the batch and the experts.
+  """
+
+  subject: str
+  task: str
+  experts: int = 8
+  vocabulary: int = 512
+  batch: int = 16
+  inputs: int = 256
+  targets: int = 64
+  capacity_factor: float = 1.25
+  processors: int = 1
+
+  @property
+  def tokens(self) -> int:
+    """Tokens that count: all that training reads, those that decoding writes.
+    """
+    if self.task == "decode":
+      return self.batch * self.targets
+    return self.batch * (self.inputs + self.targets)
+
+
+class Subject:
+  """A model that has been built and waits for its turns.
+
+  Attributes:
+    facts: what it says of itself, for the record: `parameters`,
+      `tokens_per_expert` (the least and the most that an expert of any layer
+      got), `updated_parameters` of one step.
+  """
+
+  facts: dict
+
+  def step(self) -> None:
+    """Does the task once and returns when it is done."""
+    raise NotImplementedError

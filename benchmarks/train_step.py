@@ -1,0 +1,156 @@
+"""How fast a training step is: ours, mesh_tensorflow's and Hugging Face's.
+
+  python -m benchmarks.train_step
+
+Forward, backward and Adafactor, 16 x (256 + 64) tokens; the same experts get
+the same tokens on all sides. A ratio is our tokens per second over the other's.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.harness import Claim, Group, Job
+from benchmarks.spec import Spec
+
+NAME = "train_step"
+DENSE = 1
+# By rival: the least that our speed over its may be.
+SPARSE_TARGETS = {"hugging_face": {512: 1.5, 32128: 1.5},
+                  "upstream": {512: 1.6, 32128: 2.2}}
+DENSE_TARGETS = {"hugging_face": 1.2}  # upstream's dense model is T5's own
+GROWTH_TARGET = 1.35
+SPARSE_TAX_TARGET = 1.08
+SPARSE_TAX_EXPERTS = 32
+# The models differ in next to nothing: a table of relative positions more.
+UPDATED_TOLERANCE = 0.01
+
+
+def target(rival: str, experts: int, vocabulary: int) -> float | None:
+  """What we claim against a rival."""
+  if experts == DENSE:
+    return DENSE_TARGETS.get(rival)
+  return SPARSE_TARGETS[rival].get(vocabulary)
+
+
+def check(group: Group, measurements: dict[str, dict[str, Any]]) -> None:
+  """Refuses to compare different work.
+
+  Args:
+    group: what was measured.
+    measurements: by label.
+
+  Raises:
+    ValueError: if an expert was idle, or if the subjects of a group that holds
+      rivals did not update as many weights as each other.
+  """
+  for label, found in measurements.items():
+    experts = found["spec"]["experts"]
+    if experts > 1 and idle(found["facts"], experts):
+      raise ValueError(
+          f"{NAME}: every expert must get tokens, with group={group.name}, "
+          f"subject={label}, experts={experts}, facts={found['facts']}. Mend "
+          "how that subject's module in benchmarks/ spreads the tokens.")
+  if group.name.startswith("e"):
+    _check_updates(group, measurements)
+
+
+def idle(facts: dict[str, Any], experts: int) -> bool:
+  """Whether an expert of some layer got no token, or was not updated."""
+  if "tokens_per_expert" in facts:
+    return facts["tokens_per_expert"]["min"] <= 0
+  if "updated_experts" in facts:
+    return facts["updated_experts"]["min"] < experts
+  # A task without an optimizer has nothing to show.
+  return "updated_parameters" in facts
+
+
+def _check_updates(
+    group: Group, measurements: dict[str, dict[str, Any]]) -> None:
+  updated = {label: found["facts"]["updated_parameters"]
+             for label, found in measurements.items()}
+  if min(updated.values()) < max(updated.values()) * (1 - UPDATED_TOLERANCE):
+    shown = ", ".join(f"{label}={n:,}" for label, n in updated.items())
+    raise ValueError(
+        f"{NAME}: the subjects must update as many parameters, with "
+        f"group={group.name}, {shown}. Mend the model of the one that differs.")
+
+
+def suite(
+    experts: Sequence[int], vocabulary: Sequence[int], rivals: Sequence[str],
+    **sizes: int,
+) -> harness.Suite:
+  """What is measured and claimed.
+
+  Args:
+    experts: 1 is the dense model.
+    vocabulary: sizes of it.
+    rivals: against whom.
+    **sizes: other fields of `Spec`.
+
+  Returns:
+    The suite.
+  """
+  groups, claims = [], []
+  for v in vocabulary:
+    for e in experts:
+      name = f"e{e}/v{v}"
+      groups.append(Group(name, tuple(
+          Job(harness.SHORT[subject], Spec(
+              subject, "train", experts=e, vocabulary=v, **sizes))
+          for subject in ("ours", *rivals))))
+      claims += [
+          Claim(f"{NAME}/{harness.SHORT[rival]}/{name}", name, "ours",
+                harness.SHORT[rival], target=target(rival, e, v))
+          for rival in rivals]
+    if {8, 128} <= set(experts):
+      growth = _growth(v, sizes)
+      groups.append(growth)
+      claims.append(Claim(
+          f"{NAME}/{growth.name}", growth.name, "e128", "e8", "step_seconds",
+          GROWTH_TARGET, at_most=True))
+  if {DENSE, SPARSE_TAX_EXPERTS} <= set(experts):
+    groups.append(_sparse_tax(sizes))
+    claims.append(Claim(
+        f"{NAME}/{groups[-1].name}", groups[-1].name, "sparse", "dense",
+        "step_seconds", SPARSE_TAX_TARGET, at_most=True))
+  return harness.Suite(NAME, tuple(groups), tuple(claims), check)
+
+
+def _growth(vocabulary: int, sizes: dict[str, int]) -> Group:
+  """Sixteen times the experts; the work of a token stays the same."""
+  return Group(f"growth/e8_to_e128/v{vocabulary}", tuple(
+      Job(f"e{e}", Spec("ours", "train", experts=e, vocabulary=vocabulary,
+                        **sizes))
+      for e in (8, 128)))
+
+
+def _sparse_tax(sizes: dict[str, int]) -> Group:
+  """As many operations as the dense model: without an optimizer, factor 1."""
+  return Group(f"sparse_tax/e{SPARSE_TAX_EXPERTS}/v512", tuple(
+      Job(label, Spec("ours", "forward_backward", experts=e, vocabulary=512,
+                      capacity_factor=1.0, **sizes))
+      for label, e in (("sparse", SPARSE_TAX_EXPERTS), ("dense", DENSE))))
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command.
+
+  Args:
+    arguments: of the command line.
+  """
+  parser = harness.parser(
+      NAME, experts=(DENSE, 8, 32, 128), vocabulary=(512, 32128),
+      rivals=("upstream", "hugging_face"))
+  parser.add_argument("--batch", type=int, default=Spec.batch)
+  parser.add_argument("--inputs", type=int, default=Spec.inputs)
+  parser.add_argument("--targets", type=int, default=Spec.targets)
+  options = parser.parse_args(arguments)
+  harness.run(suite(
+      options.experts, options.vocabulary, options.rivals, batch=options.batch,
+      inputs=options.inputs, targets=options.targets), options)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

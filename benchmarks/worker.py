@@ -1,0 +1,118 @@
+"""The process of one subject: builds it, then does steps when it is told to.
+
+  python -m benchmarks.worker '<Spec as JSON>' ['<more arguments of build>']
+
+It prints one line of JSON when it is built and warm, and one for each line
+`go N` that it reads: what N steps took. It ends when its input does. Nothing
+else goes to its standard output: what libraries print goes to standard error.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any, TextIO
+
+from benchmarks.spec import SUBJECTS, Spec, Subject
+
+WARM_UP = 2  # steps; the first also compiles, allocates and reads
+
+
+def build(spec: Spec, **options: Any) -> Subject:
+  """Builds the subject that `spec` names.
+
+  Only its own libraries are imported, so that neither TensorFlow nor torch
+  counts in the memory of the other, or takes its threads.
+
+  Args:
+    spec: what to build.
+    **options: more arguments of the subject's own `build`.
+
+  Returns:
+    The subject.
+
+  Raises:
+    ValueError: if there is no such subject.
+  """
+  if spec.subject not in SUBJECTS:
+    raise ValueError(
+        f"Spec: subject must be one of {', '.join(SUBJECTS)}, with "
+        f"subject={spec.subject}. Correct Spec.subject.")
+  if spec.subject == "hugging_face":
+    from benchmarks import hugging_face
+    return hugging_face.build(spec, **options)
+  from benchmarks import mesh_model
+  return mesh_model.build(spec, **options)
+
+
+def peak_rss_mb() -> float:
+  """The most memory that this process has held so far, in MB."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def serve(subject: Subject, commands: TextIO, answers: TextIO) -> None:
+  """Answers each `go N` until the commands end.
+
+  Args:
+    subject: what does the steps.
+    commands: lines to read.
+    answers: where to write.
+
+  Raises:
+    ValueError: if a line is not a command.
+  """
+  for line in commands:
+    verb, _, number = line.strip().partition(" ")
+    if verb != "go" or not number.isdigit():
+      raise ValueError(
+          "worker: a line must be `go N`, with "
+          f"line={line.strip()!r}. Correct what is written to its input.")
+    seconds = []
+    for _ in range(int(number)):
+      start = time.perf_counter()
+      subject.step()
+      seconds.append(time.perf_counter() - start)
+    _answer(answers, {"seconds": seconds, "peak_rss_mb": peak_rss_mb()})
+
+
+def _answer(answers: TextIO, values: dict[str, Any]) -> None:
+  print(json.dumps(values), file=answers, flush=True)
+
+
+def _take_standard_output() -> TextIO:
+  """What was standard output; whoever prints there now prints to error.
+
+  The file descriptor is what counts: libraries print from C++ as well.
+  """
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+  return answers
+
+
+def main(arguments: list[str]) -> None:
+  """Builds, warms up and serves.
+
+  Args:
+    arguments: the Spec and, if need be, more arguments of `build`, as JSON.
+  """
+  answers = _take_standard_output()
+  spec = Spec(**json.loads(arguments[0]))
+  options = json.loads(arguments[1]) if arguments[1:] else {}
+  start = time.perf_counter()
+  subject = build(spec, **options)
+  built = time.perf_counter()
+  for _ in range(WARM_UP):
+    subject.step()
+  _answer(answers, {
+      "spec": dataclasses.asdict(spec), "facts": subject.facts,
+      "build_seconds": built - start,
+      "warm_up_seconds": time.perf_counter() - built,
+      "peak_rss_mb": peak_rss_mb()})
+  serve(subject, sys.stdin, answers)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -1,0 +1,189 @@
+"""Dot-product attention as one operation a processor, on CPU and GPU."""
+
+import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
+from mesh_tensorflow.transformer import attention as upstream
+
+from switch_mtf import kernels
+from switch_mtf.dims import mesh_axis, on_tpu
+
+upstream_attention = upstream.attention
+
+
+def attention(
+    q: mtf.Tensor,
+    k: mtf.Tensor,
+    v: mtf.Tensor,
+    memory_length_dim: mtf.Dimension,
+    key_dim: mtf.Dimension,
+    value_dim: mtf.Dimension,
+    bias: mtf.Tensor | None = None,
+    dropout_rate: float = 0.0,
+    dropout_broadcast_dims: list[mtf.Dimension] | None = None,
+    extra_logit: mtf.Tensor | float | None = None,
+    context=None,
+    float32_logits: bool = True,
+    z_loss_coeff: float | None = None,
+) -> mtf.Tensor:
+  """Stands for `mesh_tensorflow.transformer.attention.attention`.
+
+  The same numbers to float rounding; the noise of dropout is drawn alike. What
+  it cannot do it leaves to upstream: TPU, the attention z-loss, an extra logit,
+  more than one dimension of queries, and meshes over which upstream would
+  spread attention further.
+
+  Args:
+    q: [batch dims, heads?, length?, d_kv] in any order - queries.
+    k: [batch dims, heads?, memory_length, d_kv] in any order - keys.
+    v: the same - values.
+    memory_length_dim: what the softmax is over.
+    key_dim: d_kv of queries and keys.
+    value_dim: d_kv of values.
+    bias: added to the logits; any of the dimensions of q and k.
+    dropout_rate: of the weights.
+    dropout_broadcast_dims: along which all weights are dropped alike.
+    extra_logit: see upstream.
+    context: transformer.Context.
+    float32_logits: computes logits and softmax in float32.
+    z_loss_coeff: see upstream.
+
+  Returns:
+    q with `value_dim` in place of `key_dim`.
+  """
+  shared = [d for d in q.shape.dims if d in k.shape.dims and d != key_dim]
+  queries = [d for d in q.shape.dims if d not in [*shared, key_dim]]
+  if (on_tpu(q.mesh) or extra_logit is not None or z_loss_coeff is not None
+      or len(queries) > 1
+      or set(k.shape.dims) != {*shared, memory_length_dim, key_dim}
+      or not _uses_whole_mesh([q, k, v, bias], context)):
+    return upstream_attention(
+        q, k, v, memory_length_dim, key_dim, value_dim, bias, dropout_rate,
+        dropout_broadcast_dims, extra_logit, context, float32_logits,
+        z_loss_coeff)
+  if float32_logits:
+    q, k = mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)
+  logits_shape = mtf.Shape([*shared, *queries, memory_length_dim])
+  mask = None
+  if dropout_rate and context.train:
+    noise_shape = logits_shape - (dropout_broadcast_dims or [])
+    mask = mtf.dropout(
+        mtf.ones(q.mesh, noise_shape, dtype=q.dtype), True, rate=dropout_rate)
+  if v is k:
+    # tf.gradients would give each of the two the gradients of both.
+    v = mtf.identity(v)
+  if bias is not None:
+    bias = _on_each_part(mtf.cast(bias, q.dtype), shared, context)
+  attend = _attend if queries or mask is not None else _attend_one_query
+  return attend(q, k, v, bias, mask, _Dims(
+      shared, queries, memory_length_dim, key_dim, value_dim))
+
+
+def _uses_whole_mesh(xs: list[mtf.Tensor | None], context) -> bool:
+  """Whether each mesh axis splits one of the tensors."""
+  mesh_shape = mtf.convert_to_shape(context.model.mesh_shape or "")
+  used = {mesh_axis(d, context.model.layout, context.model.mesh_shape)[0]
+          for x in xs if x is not None for d in x.shape.dims}
+  return all(axis in used or dim.size == 1
+             for axis, dim in enumerate(mesh_shape.dims))
+
+
+def _on_each_part(
+    bias: mtf.Tensor, shared: list[mtf.Dimension], context
+) -> mtf.Tensor:
+  """Gives a bias an axis for each dimension that is split and that it lacks.
+
+  One entry a processor: so that what each finds for its gradient is added up.
+  """
+  split = [(d, mesh_axis(d, context.model.layout, context.model.mesh_shape))
+           for d in shared if d not in bias.shape.dims]
+  parts = [mtf.Dimension(d.name, ways) for d, (axis, ways) in split
+           if axis is not None]
+  return mtf.broadcast(bias, mtf.Shape([*parts, *bias.shape.dims]))
+
+
+class _Dims:
+  """The dimensions of one call, in the order that matmuls want."""
+
+  def __init__(self, shared, queries, memory_dim, key_dim, value_dim):
+    self.rank = len(shared)
+    self.memory_dim = memory_dim
+    self.key_dim, self.value_dim = key_dim, value_dim
+    self.q = [*shared, *queries, key_dim]
+    self.k = [*shared, memory_dim, key_dim]
+    self.v = [*shared, memory_dim, value_dim]
+    self.logits = [*shared, *queries, memory_dim]
+    self.output = [*shared, *queries, value_dim]
+
+
+def _attend(
+    q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None,
+    mask: mtf.Tensor | None, dims: _Dims,
+) -> mtf.Tensor:
+  """`kernels.attend` on each processor."""
+  output_dims = [
+      dims.value_dim if d == dims.key_dim else d for d in q.shape.dims]
+  extra = [x for x in (bias, mask) if x is not None]
+  orders = [x.shape.dims for x in (q, k, v, *extra)]
+  wanted = [dims.q, dims.k, dims.v] + [dims.logits] * len(extra)
+
+  def fn(*slices: tf.Tensor) -> tf.Tensor:
+    arranged = map(_arrange, slices, orders, wanted)
+    q, k, v, *more = (_with_queries(x, dims.rank) for x in arranged)
+    y = kernels.attend(
+        q, k, v, more[0] if bias is not None else None,
+        more[-1] if mask is not None else None)
+    has = dims.output
+    if len(has) < len(y.shape):  # in decoding, one query and no axis for it
+      y = tf.squeeze(y, dims.rank)
+    return _arrange(y, has, output_dims)
+
+  return mtf.slicewise(
+      fn, [q, k, v, *extra], output_shape=mtf.Shape(output_dims),
+      output_dtype=v.dtype, splittable_dims=dims.k[:dims.rank],
+      name="attention")
+
+
+def _attend_one_query(
+    q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None,
+    mask: None, dims: _Dims,
+) -> mtf.Tensor:
+  """A step of decoding: keys and values stay as they are kept."""
+  del mask
+  output_dims = [
+      dims.value_dim if d == dims.key_dim else d for d in q.shape.dims]
+  orders = [x.shape.dims for x in (q, k, v, bias) if x is not None]
+  kept = [d for d in k.shape.dims if d != dims.key_dim]
+  memory_axis = kept.index(dims.memory_dim)
+  wanted = [[*kept, dims.key_dim]] * 2 + [
+      [*kept, dims.value_dim], [*kept, mtf.Dimension("one", 1)]]
+
+  def fn(*slices: tf.Tensor) -> tf.Tensor:
+    arranged = map(_arrange, slices, orders, wanted)
+    y = kernels.attend_one_query(*arranged, memory_axis=memory_axis)
+    has = [d for d in wanted[2] if d != dims.memory_dim]
+    return _arrange(y, has, output_dims)
+
+  return mtf.slicewise(
+      fn, [x for x in (q, k, v, bias) if x is not None],
+      output_shape=mtf.Shape(output_dims), output_dtype=v.dtype,
+      splittable_dims=dims.k[:dims.rank], name="attention_of_one")
+
+
+def _arrange(
+    x: tf.Tensor, has: list[mtf.Dimension], wanted: list[mtf.Dimension]
+) -> tf.Tensor:
+  """Brings axes into another order; one that is not there gets size 1."""
+  names = [d.name for d in has]
+  order = [names.index(d.name) for d in wanted if d.name in names]
+  if order != list(range(len(order))):
+    x = tf.transpose(x, order)
+  if len(order) == len(wanted):
+    return x
+  sizes = iter(x.shape.as_list())
+  return tf.reshape(
+      x, [next(sizes) if d.name in names else 1 for d in wanted])
+
+
+def _with_queries(x: tf.Tensor, rank: int) -> tf.Tensor:
+  """Puts in the axis of the query, or of the memory, if there is none."""
+  return x if len(x.shape) == rank + 2 else tf.expand_dims(x, rank)

@@ -4,7 +4,7 @@ Both come out of the gin files of `benchmarks/gin/` and of
 `utils.tpu_estimator_model_fn`, with random ids for data.
 """
 
-from switch_mtf import compat  # isort:skip  (before mesh_tensorflow)
+from switch_mtf import compat  # isort:skip  (before tensorflow)
 
 import contextlib
 import os
@@ -59,8 +59,8 @@ def build(
   tf.set_random_seed(0)
   _configure(spec)
   fetch, hooks = _graph(spec, devices)
-  session = tf.Session(target, config=tf.ConfigProto(inter_op_parallelism_threads=int(os.environ.get("INTER","0")),intra_op_parallelism_threads=int(os.environ.get("INTRA","0"))))
-  session.run([tf.global_variables_initializer(), tf.tables_initializer()])
+  session = tf.Session(target)
+  session.run(tf.global_variables_initializer())
   for hook in hooks:
     if isinstance(hook, mtf.MtfRestoreHook):
       hook.begin()
@@ -79,14 +79,18 @@ def _configure(spec: Spec) -> None:
       f"Bitransformer.decode.max_decode_length = {spec.targets}",
       "Unitransformer.sample_autoregressive.never_end = True"]
   if spec.experts > 1:
+    # Groups that two processors can share.
     bindings += [f"num_experts = {spec.experts}",
-                 f"capacity_factor = {spec.capacity_factor}"]
+                 f"capacity_factor = {spec.capacity_factor}",
+                 f"group_size = {spec.group_size // spec.processors}"]
   for folder in (ROOT, T5_GIN):
     gin.add_config_file_search_path(folder)
   defaults = os.path.join(
       os.path.dirname(utils.__file__), "gin", "defaults.gin")
-  gin.parse_config_files_and_bindings(
-      [defaults, f"benchmarks/gin/{name}.gin"], bindings)
+  files = [defaults, f"benchmarks/gin/{name}.gin"]
+  if spec.subject == "upstream":
+    files.append("benchmarks/gin/as_t5.gin")
+  gin.parse_config_files_and_bindings(files, bindings)
 
 
 class Ids(seqio.PassThroughVocabulary):
@@ -99,7 +103,9 @@ class GradientsOnly(mtf.optimize.Optimizer):
   def __init__(self, learning_rate):
     """Takes what every optimizer takes."""
 
-  def apply_grads(self, grads, variables):
+  def apply_grads(
+      self, grads: list[mtf.Tensor | None], variables: list[mtf.Variable]
+  ) -> list[mtf.Operation]:
     """Keeps one number of each gradient, so that all are computed."""
     mesh = variables[0].mesh
     one = mtf.Dimension("one", 1)
@@ -125,7 +131,8 @@ def _graph(spec: Spec, devices: Sequence[str] | None):
   if spec.task == "forward_backward":
     optimizer = GradientsOnly
   model_fn = utils.tpu_estimator_model_fn(
-      "bitransformer", model, (Ids(9), Ids(9)), model_dir=tempfile.mkdtemp(), use_tpu=False,
+      "bitransformer", model, (Ids(9), Ids(9)),
+      model_dir=tempfile.gettempdir(), use_tpu=False,
       mesh_shape=mesh_shape, layout_rules=layout, batch_size=spec.batch,
       sequence_length=lengths, autostack=False, keep_checkpoint_max=1,
       save_checkpoints_steps=10**9, mesh_devices=devices,
@@ -136,7 +143,7 @@ def _graph(spec: Spec, devices: Sequence[str] | None):
     made = model_fn(_features(spec, lengths), None, mode)
   if spec.task == "decode":
     return made.predictions["outputs"], made.prediction_hooks
-  return made.train_op, made.training_hooks + made.training_chief_hooks
+  return made.train_op, [*made.training_hooks, *made.training_chief_hooks]
 
 
 def _features(spec: Spec, lengths: dict) -> dict[str, tf.Tensor]:

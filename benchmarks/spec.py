@@ -3,7 +3,7 @@
 import dataclasses
 
 SUBJECTS = ("ours", "upstream", "hugging_face")
-TASKS = ("train", "forward_backward", "decode")
+TASKS = ("train", "forward_backward", "decode", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +15,15 @@ class Spec:
 
   Attributes:
     subject: whose code, one of `SUBJECTS`.
-    task: one of `TASKS`. "train" is forward, backward and Adafactor.
+    task: one of `TASKS`. "train" is forward, backward and Adafactor; "layer" is
+      one feed-forward layer alone, forward and backward, on the inputs.
     experts: of each sparse layer; 1 is the dense model.
     vocabulary: rows of the embedding.
     batch: sequences.
     inputs: tokens of one input.
     targets: tokens of one target, or tokens to decode.
     capacity_factor: in training.
+    group_size: tokens that compete for slots; half of it for two processors.
     processors: of the mesh, which splits the batch and the experts.
   """
 
@@ -33,14 +35,16 @@ class Spec:
   inputs: int = 256
   targets: int = 64
   capacity_factor: float = 1.25
+  group_size: int = 1024
   processors: int = 1
 
   @property
   def tokens(self) -> int:
-    """Tokens that count: all that training reads, those that decoding writes.
-    """
+    """Tokens that count: those read, or those written in decoding."""
     if self.task == "decode":
       return self.batch * self.targets
+    if self.task == "layer":
+      return self.batch * self.inputs
     return self.batch * (self.inputs + self.targets)
 
 
@@ -48,9 +52,10 @@ class Subject:
   """A model that has been built and waits for its turns.
 
   Attributes:
-    facts: what it says of itself, for the record: `parameters`,
-      `tokens_per_expert` (the least and the most that an expert of any layer
-      got), `updated_parameters` of one step.
+    facts: what it says of itself, for the record: `parameters`; of training
+      also `updated_parameters` of one step, and what shows that experts were
+      busy: `updated_experts`, the least and the most of any layer, or
+      `tokens_per_expert`, the least and the most that one got.
   """
 
   facts: dict

@@ -43,6 +43,11 @@ def build(spec: Spec, **options: Any) -> Subject:
   if spec.subject == "hugging_face":
     from benchmarks import hugging_face
     return hugging_face.build(spec, **options)
+  if spec.task == "layer":
+    from benchmarks import layer_model
+    return layer_model.build(spec)
+  if spec.subject == "upstream":
+    os.environ["SWITCH_MTF_FAST"] = "0"
   from benchmarks import mesh_model
   return mesh_model.build(spec, **options)
 

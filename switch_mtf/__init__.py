@@ -6,7 +6,9 @@ import sys
 # switch_mtf.doctor` imports nothing here, so as to report what that raises.
 if "switch_mtf.doctor" not in getattr(sys, "orig_argv", ()):
   from switch_mtf import compat as compat  # isort:skip
+  from switch_mtf import kernels as kernels
   from switch_mtf.dims import MoeDims as MoeDims
+  from switch_mtf.layers import attention as attention
   from switch_mtf.layers.dispatch import EinsumDispatcher as EinsumDispatcher
   from switch_mtf.layers.dispatch import GatherDispatcher as GatherDispatcher
   from switch_mtf.layers.routers import ExpertChoiceRouter as ExpertChoiceRouter
@@ -21,3 +23,5 @@ if "switch_mtf.doctor" not in getattr(sys, "orig_argv", ()):
     SwitchSelfAttention as SwitchSelfAttention,
   )
   from switch_mtf.layers.switch_ffn import SwitchFFN as SwitchFFN
+
+  compat.compute_faster_off_tpu(kernels.einsum, attention.attention)

@@ -14,23 +14,29 @@ import inspect
 import os
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+# "0" leaves what computes as upstream has it: to compare, or to see whether
+# something of ours is at fault.
+FAST = os.environ.get("SWITCH_MTF_FAST", "1") != "0"
 
 
 def use_onednn() -> None:
   """Turns on TensorFlow's oneDNN kernels, unless the environment says no.
 
-  TensorFlow 2.15 does so by itself on some processors only, whatever it logs; on
-  others attention's matmuls take three times as long. Read while TensorFlow is
-  imported, hence called here. Can go when TensorFlow turns them on on every x86
-  processor.
+  TensorFlow 2.15 does so by itself on some processors only, whatever it logs;
+  on others attention's matmuls take three times as long. Read while TensorFlow
+  is imported, hence called here. Can go when TensorFlow turns them on on every
+  x86 processor.
   """
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
-use_onednn()
+if FAST:
+  use_onednn()
 
 import tensorflow.compat.v1 as tf  # noqa: E402
 
@@ -284,10 +290,10 @@ def score_texts_off_tpu() -> None:
 def keep_freed_memory() -> None:
   """Lets TensorFlow have again, at once, the memory that it gave back.
 
-  It takes each large tensor of each step from the C library, which gives it back
-  to Linux in between, so that every page of it is zeroed anew: five times as
-  long as copying it takes. Only for glibc. Can go when TensorFlow's allocator
-  for CPU keeps memory.
+  It takes each large tensor of each step from the C library, which gives it
+  back to Linux in between, so that every page of it is zeroed anew: five times
+  as long as copying it takes. Only for glibc. Can go when TensorFlow's
+  allocator for CPU keeps memory.
   """
   try:
     mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -300,22 +306,25 @@ def keep_freed_memory() -> None:
   mallopt(arena_max, 1)  # and there is one.
 
 
-def compute_faster_off_tpu() -> None:
+def compute_faster_off_tpu(einsum: Callable, attention: Callable) -> None:
   """Puts our einsum and our attention in the place of upstream's.
 
   `PlacementMeshImpl.einsum` is made to be overridden, but
   `utils.tpu_estimator_model_fn` makes the mesh itself; T5's attention layers
-  look `attention.attention` up by name. Can go when a mesh implementation and an
-  attention function can be handed in.
+  look `attention.attention` up by name. Can go when a mesh implementation and
+  an attention function can be handed in.
+
+  Args:
+    einsum: takes what `tf.einsum` takes.
+    attention: takes what upstream's `attention.attention` takes.
   """
+  if not FAST:
+    return
   from mesh_tensorflow import placement_mesh_impl
   from mesh_tensorflow.transformer import attention as upstream
-
-  from switch_mtf import kernels
-  from switch_mtf.layers import attention
-  upstream.attention = attention.attention
+  upstream.attention = attention
   placement_mesh_impl.PlacementMeshImpl.einsum = (
-      lambda self, equation, *slices: kernels.einsum(equation, *slices))
+      lambda self, equation, *slices: einsum(equation, *slices))
 
 
 def read_variables_once() -> None:
@@ -341,12 +350,13 @@ def read_variables_once() -> None:
 def apply() -> None:
   """Applies every patch, in the order they depend on each other."""
   check_versions()
-  keep_freed_memory()
+  if FAST:
+    keep_freed_memory()
   restore_tensor_conversion_registry()
   make_torch_optional()
   use_resource_variables()
-  read_variables_once()
-  compute_faster_off_tpu()
+  if FAST:
+    read_variables_once()
   open_model_fn()
   score_texts_off_tpu()
 

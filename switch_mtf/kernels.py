@@ -1,14 +1,15 @@
 """How one processor computes, on CPU and GPU: what is faster than the default.
 
-Functions of `tf.Tensor`s, each equal to the TensorFlow function it stands for to
-float rounding. `compat.compute_faster_off_tpu` puts them in place.
+Functions of `tf.Tensor`s, each equal to the TensorFlow function it stands for
+to float rounding. `compat.compute_faster_off_tpu` puts them in place.
 """
 
 import collections
+import functools
 import math
+from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
-
 
 
 def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
@@ -24,9 +25,10 @@ def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
   Returns:
     What `tf.einsum` returns.
   """
-  _, output = equation.split("->")
-  if len(slices) == 2 and slices[0] is slices[1] and not output:
-    return 2.0 * tf.nn.l2_loss(slices[0])
+  if len(slices) > 1 and slices[0] is slices[1]:
+    squares = _squares(equation, *slices[1:])
+    if squares is not None:
+      return squares
   plan = _plan(equation, slices)
   if plan is None:
     return tf.einsum(equation, *slices)
@@ -106,6 +108,26 @@ def _plan(equation: str, slices: tuple[tf.Tensor, ...]) -> _Plan | None:
       a_transposed,
       b, (batch, b_free, summed) if b_transposed else (batch, summed, b_free),
       b_transposed, batch + a_free + b_free, y)
+
+
+def _squares(
+    equation: str, x: tf.Tensor, *factors: tf.Tensor) -> tf.Tensor | None:
+  """An einsum of a tensor twice and of factors; None if it is another."""
+  inputs, y = equation.replace(" ", "").split("->")
+  a, b, *others = inputs.split(",")
+  orderly = [y, *others]
+  if a != b or len(set(a)) < len(a) or any(
+      letters != "".join(c for c in a if c in letters) for letters in orderly):
+    return None
+  if not y and not factors:
+    return 2.0 * tf.nn.l2_loss(x)
+  sizes = [
+      [n if letter in letters else 1
+       for letter, n in zip(a, x.shape.as_list(), strict=True)]
+      for letters in others]
+  return sum_of_squares(
+      x, [i for i, letter in enumerate(a) if letter not in y],
+      *map(tf.reshape, factors, sizes))
 
 
 def _sizes(equation: str, slices: tuple[tf.Tensor, ...]) -> dict[str, int]:
@@ -192,8 +214,7 @@ def attend_one_query(
 
 
 def _sum_to(x: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
-  """The gradient of broadcasting from `shape`, of the same rank, to that of x.
-  """
+  """The gradient of broadcasting from `shape`, which has the rank of x."""
   axes = [axis for axis, size in enumerate(shape.as_list())
           if size == 1 and x.shape[axis] != 1]
   return tf.reduce_sum(x, axis=axes, keepdims=True) if axes else x
@@ -236,7 +257,7 @@ def cross_entropy(
 
   Args:
     logits: float32 [..., vocab].
-    ids: int32 [...].
+    ids: int32 [...]; one outside of the vocabulary is an error of TensorFlow's.
     z_loss: coefficient.
 
   Returns:
@@ -286,3 +307,57 @@ def chosen_matmul(
           tf.slice(kernel_EIO, [expert_R[row], 0, 0], [1, inputs, outputs]),
           [inputs, outputs]))
       for row in range(expert_R.shape.as_list()[0])], axis=0)
+
+
+# Entries of a part that stays in the processor's cache between two operations.
+CACHED = 2**21
+
+
+def product(x: tf.Tensor, *factors: tf.Tensor) -> tf.Tensor:
+  """X times all factors, in one pass over memory if x is large.
+
+  Args:
+    x: any shape.
+    *factors: of the same rank, to be broadcast to it.
+
+  Returns:
+    The same shape as `x`.
+  """
+  return _by_parts(
+      lambda x, *factors: functools.reduce(tf.multiply, factors, x),
+      x, *factors)
+
+
+def sum_of_squares(
+    x: tf.Tensor, axes: list[int], *factors: tf.Tensor) -> tf.Tensor:
+  """Squares times factors, summed over some axes, in one pass over memory.
+
+  Args:
+    x: any shape.
+    axes: to sum over.
+    *factors: of the same rank, to be broadcast to it.
+
+  Returns:
+    Without those axes.
+  """
+  def reduce(x: tf.Tensor, *factors: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(
+        functools.reduce(tf.multiply, factors, tf.square(x)), axis=axes)
+
+  whole = 0 in axes
+  return reduce(x, *factors) if whole else _by_parts(reduce, x, *factors)
+
+
+def _by_parts(
+    fn: Callable[..., tf.Tensor], x: tf.Tensor, *others: tf.Tensor
+) -> tf.Tensor:
+  """Applies a function to parts of x, and of others, along their first axis."""
+  size = x.shape.as_list()[0]
+  parts = 1
+  while x.shape.num_elements() > parts * CACHED and size % (2 * parts) == 0:
+    parts *= 2
+  if parts == 1:
+    return fn(x, *others)
+  split = [tf.split(y, parts) if y.shape[0] == size else [y] * parts
+           for y in (x, *others)]
+  return tf.concat([fn(*part) for part in zip(*split, strict=True)], axis=0)

@@ -70,10 +70,10 @@ def code(cell):
 
 
 def parameters(name):
-  """The parameters of a configurable, without *args and **kwargs."""
+  """The parameters of a configurable that gin may bind: those with defaults."""
   return {p.name: p.default
           for p in inspect.signature(CONFIGURABLES[name]).parameters.values()
-          if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+          if p.default is not p.empty}
 
 
 OPTIONS = {row[0].strip("`"): row[1:]

@@ -14,12 +14,14 @@ PACKAGE = ROOT / "switch_mtf"
 ALLOWED = {
     "switch_mtf.compat": [],
     "switch_mtf.checks": [],
+    "switch_mtf.kernels": [],
     "switch_mtf.dims": ["switch_mtf.checks"],
     "switch_mtf.layers": [
-        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.layers"],
+        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.kernels",
+        "switch_mtf.layers"],
     "switch_mtf.training": [
-        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.layers",
-        "switch_mtf.training"],
+        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.kernels",
+        "switch_mtf.layers", "switch_mtf.training"],
     "switch_mtf.checkpoints": [
         "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.checkpoints"],
     "switch_mtf.planning": [
@@ -28,7 +30,8 @@ ALLOWED = {
         "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.tables"],
     "switch_mtf.model": ["switch_mtf.dims", "switch_mtf.layers"],
     "switch_mtf.doctor": [],
-    "switch_mtf": ["switch_mtf.dims", "switch_mtf.layers"],
+    "switch_mtf": [
+        "switch_mtf.dims", "switch_mtf.kernels", "switch_mtf.layers"],
     "tasks": ["tasks"],
 }
 

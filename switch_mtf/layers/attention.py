@@ -29,8 +29,8 @@ def attention(
 
   The same numbers to float rounding; the noise of dropout is drawn alike. What
   it cannot do it leaves to upstream: TPU, the attention z-loss, an extra logit,
-  more than one dimension of queries, and meshes over which upstream would
-  spread attention further.
+  other dimensions than those below, and meshes over which upstream would spread
+  attention further.
 
   Args:
     q: [batch dims, heads?, length?, d_kv] in any order - queries.
@@ -55,11 +55,17 @@ def attention(
   if (on_tpu(q.mesh) or extra_logit is not None or z_loss_coeff is not None
       or len(queries) > 1
       or set(k.shape.dims) != {*shared, memory_length_dim, key_dim}
+      or set(v.shape.dims) != {*shared, memory_length_dim, value_dim}
+      or set(bias.shape.dims if bias is not None else []) - {
+          *shared, *queries, memory_length_dim}
       or not _uses_whole_mesh([q, k, v, bias], context)):
     return upstream_attention(
         q, k, v, memory_length_dim, key_dim, value_dim, bias, dropout_rate,
         dropout_broadcast_dims, extra_logit, context, float32_logits,
         z_loss_coeff)
+  if v is k:
+    # tf.gradients would give each of the two the gradients of both.
+    k, v = mtf.identity(k), mtf.identity(v)
   if float32_logits:
     q, k = mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)
   logits_shape = mtf.Shape([*shared, *queries, memory_length_dim])
@@ -68,9 +74,6 @@ def attention(
     noise_shape = logits_shape - (dropout_broadcast_dims or [])
     mask = mtf.dropout(
         mtf.ones(q.mesh, noise_shape, dtype=q.dtype), True, rate=dropout_rate)
-  if v is k:
-    # tf.gradients would give each of the two the gradients of both.
-    v = mtf.identity(v)
   if bias is not None:
     bias = _on_each_part(mtf.cast(bias, q.dtype), shared, context)
   attend = _attend if queries or mask is not None else _attend_one_query

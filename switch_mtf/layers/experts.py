@@ -9,7 +9,6 @@ from switch_mtf import kernels
 from switch_mtf.dims import MoeDims, check_shape, unsplit
 from switch_mtf.layers import stateless
 from switch_mtf.layers.initialization import kernel_initializer
-from switch_mtf.layers.routing import Routing
 
 # Functions of Mesh-TF that make sense between two matmuls.
 ACTIVATIONS = (
@@ -96,7 +95,8 @@ FEW_CHOICES = 32
 
 def chosen_experts(
     x_OGSM: mtf.Tensor,
-    routing: Routing,
+    expert_OGSK: mtf.Tensor,
+    weight_OGSK: mtf.Tensor,
     dims: MoeDims,
     output_dim: mtf.Dimension,
     *,
@@ -110,7 +110,8 @@ def chosen_experts(
 
   Args:
     x_OGSM: `dims.OGSM` - the tokens, on one processor.
-    routing: who goes where; nobody may be dropped.
+    expert_OGSK: int32 - the experts of each; nobody may be dropped.
+    weight_OGSK: factors of their results.
     dims: sizes.
     output_dim: of the results.
     activation: names of `ACTIVATIONS`; none if experts are linear.
@@ -121,7 +122,7 @@ def chosen_experts(
   """
   def multiply(x: mtf.Tensor, name: str, new_dim: mtf.Dimension) -> mtf.Tensor:
     return _times_chosen(
-        x, routing.expert_OGSK, name, dims.experts_dim, new_dim, variable_dtype)
+        x, expert_OGSK, name, dims.experts_dim, new_dim, variable_dtype)
 
   h = mtf.broadcast(x_OGSM, mtf.Shape([*dims.OGSK, dims.model_dim]))
   if activation:
@@ -134,7 +135,7 @@ def chosen_experts(
     h = functools.reduce(mtf.multiply, factors)
   y_OGSKM = multiply(h, "wo", output_dim)
   return mtf.reduce_sum(
-      y_OGSKM * mtf.cast(routing.weight_OGSK, y_OGSKM.dtype),
+      y_OGSKM * mtf.cast(weight_OGSK, y_OGSKM.dtype),
       reduced_dim=dims.choices_dim)
 
 

@@ -132,7 +132,7 @@ class SwitchFFN(transformer.TransformerLayer):
     routing = self.router(x_OGSM, nonpadding_OGS, dims, context)
     if _few_choices(context, dims):
       y_OGSM = chosen_experts(
-          x_OGSM, routing, dims, output_dim,
+          x_OGSM, routing.expert_OGSK, routing.weight_OGSK, dims, output_dim,
           activation=self.activation if self.hidden_size else [],
           variable_dtype=context.variable_dtype)
     else:

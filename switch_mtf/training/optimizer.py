@@ -5,14 +5,17 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow import optimize
 
+from switch_mtf import kernels
+
 
 @gin.configurable
 class FewPassAdafactor(optimize.AdafactorOptimizer):
-  """Upstream's Adafactor: same options, slots and numbers, half the memory read.
+  """Upstream's Adafactor: same options, slots and numbers in fewer passes.
 
-  With many experts a step is mostly this. What is left out: squares of the
-  update to clip it, which follow from those of the gradient and the factors;
-  copies of the gradient scaled by one factor after the other.
+  With many experts a step is mostly this. What is left out: the update's own
+  squares to clip it, which follow from the gradient's and the factors; what
+  would be written to memory between two operations, where `kernels` goes part
+  by part.
 
   Shazeer and Stern, Adafactor, https://arxiv.org/abs/1804.04235, algorithm 4.
   """
@@ -40,20 +43,21 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
         for name, shape in (("vr", row_shape), ("vc", col_shape))]
     with tf.variable_scope(f"{var.name}/adafactor"):
       grad = mtf.to_float(grad)
-      squares = mtf.square(grad)
-      new_row, new_col = (self._averaged(slot, squares) for slot in slots)
+      new_row, new_col = (self._averaged(slot, grad) for slot in slots)
       row_factor = mtf.reduce_mean(new_row, reduced_dim=dims[1]) / new_row
       col_factor = mtf.reciprocal(new_col)
-      scale = self._scale(var) / self._clipping(
-          squares, row_factor, col_factor)
-      update = grad * (mtf.sqrt(row_factor) * scale) * mtf.sqrt(col_factor)
+      scale = self._scale(var) / self._clipping(grad, row_factor, col_factor)
+      update = _product(
+          grad, mtf.sqrt(row_factor) * scale, mtf.sqrt(col_factor))
       return [*(mtf.assign(*pair) for pair in zip(
           slots, (new_row, new_col), strict=True)),
               mtf.assign_sub(var, update)]
 
-  def _averaged(self, slot: mtf.Variable, squares: mtf.Tensor) -> mtf.Tensor:
+  def _averaged(self, slot: mtf.Variable, grad: mtf.Tensor) -> mtf.Tensor:
     """The new value of an accumulator of squared gradients."""
-    mean = mtf.reduce_mean(squares, output_shape=slot.shape) + self._epsilon1
+    entries = grad.shape.size // slot.shape.size
+    mean = mtf.einsum(
+        [grad, grad], output_shape=slot.shape) / entries + self._epsilon1
     return slot * self._decay_rate + mean * (1.0 - self._decay_rate)
 
   def _scale(self, var: mtf.Variable) -> mtf.Tensor | tf.Tensor:
@@ -66,11 +70,22 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
     return mtf.maximum(mtf.sqrt(mean), self._epsilon2) * self._learning_rate
 
   def _clipping(
-      self, squares: mtf.Tensor, row_factor: mtf.Tensor, col_factor: mtf.Tensor
+      self, grad: mtf.Tensor, row_factor: mtf.Tensor, col_factor: mtf.Tensor
   ) -> mtf.Tensor | float:
     """What the update is divided by, from the squares of its factors."""
     if self._clipping_threshold is None:
       return 1.0
-    rows = mtf.einsum([squares, col_factor], output_shape=row_factor.shape)
-    mean = mtf.reduce_sum(rows * row_factor) / squares.shape.size
+    rows = mtf.einsum(
+        [grad, grad, col_factor], output_shape=row_factor.shape)
+    mean = mtf.reduce_sum(rows * row_factor) / grad.shape.size
     return mtf.maximum(1.0, mtf.sqrt(mean) / self._clipping_threshold)
+
+
+def _product(x: mtf.Tensor, *factors: mtf.Tensor) -> mtf.Tensor:
+  """X times factors that lack some of its dimensions."""
+  filled = [
+      mtf.reshape(f, [d if d in f.shape.dims else mtf.Dimension(f"one_{i}", 1)
+                      for i, d in enumerate(x.shape.dims)]) for f in factors]
+  return mtf.slicewise(
+      kernels.product, [x, *filled], splittable_dims=x.shape.dims,
+      grad_function=0, name="product")

@@ -1,0 +1,96 @@
+"""Our attention against upstream's, forward and backward."""
+
+import types
+
+import mesh_tensorflow as mtf
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from mesh_tensorflow.transformer import attention as upstream
+
+from switch_mtf.layers import attention as ours
+
+TOLERANCE = 1e-5
+SIZES = {"batch": 4, "length": 5, "memory_length": 6, "heads": 2, "d_kv": 3}
+
+
+def dims(names):
+  return [mtf.Dimension(name, SIZES[name]) for name in names.split()]
+
+
+def attend(attention, shapes, *, shared_kv=False, mesh_shape="", layout="",
+           **kwargs):
+  """Output and gradients, as arrays by name."""
+  with tf.Graph().as_default():
+    mtf_graph = mtf.Graph()
+    mesh = mtf.Mesh(mtf_graph, "mesh")
+    rng = np.random.default_rng(0)
+    xs = {}
+    for name, names in shapes.items():
+      value = rng.normal(size=[SIZES[n] for n in names.split()])
+      xs[name] = mtf.import_tf_tensor(
+          mesh, tf.constant(value, tf.float32), mtf.Shape(dims(names)))
+    if shared_kv:
+      xs["v"] = xs["k"]
+    memory, key = dims("memory_length d_kv")
+    model = types.SimpleNamespace(mesh_shape=mesh_shape, layout=layout)
+    context = types.SimpleNamespace(
+        model=model, train=True, num_microbatches=1, losses=None)
+    y = attention(xs["q"], xs["k"], xs["v"], memory, key, key,
+                  xs.get("bias"), context=context, **kwargs)
+    dy = mtf.import_tf_tensor(mesh, tf.constant(
+        rng.normal(size=y.shape.to_integer_list), tf.float32), y.shape)
+    inputs = {name: x for name, x in xs.items()
+              if not (shared_kv and name == "v")}
+    grads = mtf.gradients([y], list(inputs.values()), grad_ys=[dy])
+    shape = mtf.convert_to_shape(mesh_shape)
+    impl = mtf.placement_mesh_impl.PlacementMeshImpl(
+        shape, mtf.convert_to_layout_rules(layout), [""] * shape.size)
+    lowering = mtf.Lowering(mtf_graph, {mesh: impl})
+    results = {"y": y, **{f"d {name}": grad for name, grad in zip(
+        inputs, grads, strict=True)}}
+    with tf.Session() as session:
+      found = session.run({
+          name: lowering.export_to_tf_tensor(x) for name, x in results.items()})
+    return found
+
+
+SELF = {"q": "batch length heads d_kv", "k": "batch memory_length heads d_kv",
+        "v": "batch memory_length heads d_kv"}
+ONE = {**SELF, "q": "batch heads d_kv"}
+CASES = {
+    "plain": (SELF, {}),
+    "bias of positions": (
+        {**SELF, "bias": "heads length memory_length"}, {}),
+    "bias of all": (
+        {**SELF, "bias": "batch length memory_length heads"}, {}),
+    "bias of memory": ({**SELF, "bias": "memory_length"}, {}),
+    # With a bias: upstream's split over a spare mesh axis wants one.
+    "one head": ({"q": "batch length d_kv", "k": "batch memory_length d_kv",
+                  "v": "batch memory_length d_kv",
+                  "bias": "length memory_length"}, {}),
+    "heads first": ({name: names.replace(" heads", "").replace(
+        "batch", "heads batch") for name, names in SELF.items()}, {}),
+    "shared": (SELF, {"shared_kv": True}),
+    "one query": (ONE, {}),
+    "one query, bias": ({**ONE, "bias": "heads memory_length"}, {}),
+    "one query, shared": ({**ONE, "bias": "memory_length"},
+                          {"shared_kv": True}),
+}
+
+
+@pytest.mark.parametrize("mesh", [
+    {}, {"mesh_shape": "a:2;b:2", "layout": "batch:a;heads:b"},
+    {"mesh_shape": "a:2", "layout": "batch:a"}])
+@pytest.mark.parametrize("case", CASES)
+def test_same_as_upstream(case, mesh):
+  shapes, options = CASES[case]
+  expected = attend(ours.upstream_attention, shapes, **options)
+  found = attend(ours.attention, shapes, **options, **mesh)
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+        found[name], value, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+
+
+def test_it_is_what_layers_use():
+  assert upstream.attention is ours.attention

@@ -1,0 +1,102 @@
+"""Embedding and loss by index against upstream's with one-hot matrices."""
+
+import mesh_tensorflow as mtf
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import constant, evaluate, lower, make_context
+from mesh_tensorflow.transformer import transformer
+
+from switch_mtf.layers.embedding import GatherEmbedding, cross_entropy_from_ids
+
+VOCAB, MODEL = 8, 6
+TOKENS = mtf.convert_to_shape("outer_batch:2,batch:4,length:5").dims
+VOCAB_DIM, MODEL_DIM = mtf.convert_to_shape(
+    f"vocab:{VOCAB},d_model:{MODEL}").dims
+# Mesh, layout, and whether upstream's one-hot is what must be used.
+MESHES = {
+    "one": ("", "", False), "batch": ("a:2", "batch:a", False),
+    "both": ("a:2;b:2", "outer_batch:a;batch:b", False),
+    "d_model": ("a:2;b:2", "batch:a;d_model:b", False),
+    "idle": ("a:2", "heads:a", False), "vocab": ("a:2", "vocab:a", True),
+    "vocab and batch": ("a:2;b:2", "vocab:a;batch:b", True)}
+
+
+def given(mesh, mesh_shape, layout, mode="train"):
+  return make_context(
+      mesh, mode=mode, mesh_shape=mtf.convert_to_shape(mesh_shape),
+      layout=mtf.convert_to_layout_rules(layout))
+
+
+def uses_one_hot(mesh):
+  return any(isinstance(op, mtf.ops.OneHotOperation)
+             for op in mesh.graph.operations)
+
+
+def embed(cls, mesh_shape="", layout="", **options):
+  """Embeddings, logits, the table's gradient; whether one-hot was used."""
+  with tf.Graph().as_default():
+    mesh, rng = mtf.Mesh(mtf.Graph(), "mesh"), np.random.default_rng(0)
+    # Ids repeat, and some are none.
+    ids = constant(mesh, rng.integers(-2, VOCAB + 2, [2, 4, 5]).astype(
+        np.int32), TOKENS)
+    embedding = cls(mesh, VOCAB_DIM, MODEL_DIM, mtf.VariableDType(tf.float32),
+                    "embedding", None, **options)
+    context = given(mesh, mesh_shape, layout)
+    y = embedding.ids_to_embedding(ids, context)
+    dy, hidden = (constant(mesh, rng.normal(size=[2, 4, 5, MODEL]).astype(
+        np.float32), y.shape) for _ in range(2))
+    logits = embedding.hidden_to_logits(hidden, context)
+    loss = mtf.reduce_sum(y * dy) + mtf.reduce_sum(mtf.square(logits))
+    table, = mesh.graph.trainable_variables
+    grad, = mtf.gradients([loss], [table.outputs[0]])
+    weight = rng.normal(size=[VOCAB, MODEL])
+    return evaluate(lower(mesh, mesh_shape, layout), [y, logits, grad],
+                    {"embedding": weight}), uses_one_hot(mesh)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("scale", [False, True])
+def test_embedding(mesh, scale):
+  mesh_shape, layout, falls_back = MESHES[mesh]
+  options = {"scale_variable_like_classifier_weights": scale}
+  expected, _ = embed(transformer.VocabEmbedding, **options)
+  found, one_hot = embed(GatherEmbedding, mesh_shape, layout, **options)
+  assert one_hot == falls_back
+  for ours, value in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, value, rtol=1e-5, atol=1e-5)
+
+
+def loss_of(ours, mesh_shape="", layout="", mode="train", **options):
+  """Loss, the logits' gradient; whether one-hot was used."""
+  with tf.Graph().as_default():
+    mesh, rng = mtf.Mesh(mtf.Graph(), "mesh"), np.random.default_rng(0)
+    model = transformer.Unitransformer(
+        transformer.LayerStack(layers=[]), d_model=MODEL,
+        input_vocab_size=VOCAB, output_vocab_size=VOCAB, autoregressive=True,
+        max_length=5, vocab_divisor=1,
+        loss_fn=cross_entropy_from_ids if ours else None, **options)
+    # 1 ends a sequence, 0 and less is no target.
+    targets = constant(mesh, rng.integers(-2, VOCAB, [2, 4, 5]).astype(
+        np.int32), TOKENS)
+    logits = constant(mesh, 3 * rng.normal(size=[2, 4, 5, VOCAB]).astype(
+        np.float32), [*TOKENS, VOCAB_DIM])
+    loss = model._compute_loss(
+        given(mesh, mesh_shape, layout, mode), logits, targets, VOCAB_DIM)
+    grad, = mtf.gradients([loss], [logits])
+    return evaluate(
+        lower(mesh, mesh_shape, layout), [loss, grad]), uses_one_hot(mesh)
+
+
+@pytest.mark.parametrize("mesh", [m for m in MESHES if m != "d_model"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("options", [
+    {}, {"z_loss": 0.0}, {"z_loss": .1}, {"label_smoothing": .1},
+    {"loss_on_targets_only": True}, {"loss_denominator": 7.0}], ids=str)
+def test_loss(mesh, mode, options):
+  mesh_shape, layout, falls_back = MESHES[mesh]
+  expected, _ = loss_of(False, mode=mode, **options)
+  found, one_hot = loss_of(True, mesh_shape, layout, mode, **options)
+  assert one_hot == (falls_back or "label_smoothing" in options)
+  for ours, value in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, value, rtol=1e-5, atol=1e-5)

@@ -94,3 +94,18 @@ def test_same_as_upstream(case, mesh):
 
 def test_it_is_what_layers_use():
   assert upstream.attention is ours.attention
+
+
+@pytest.mark.parametrize("options", [
+    {"extra_logit": 0.}, {"z_loss_coeff": 1e-4}, {"tpu": True}])
+def test_what_is_left_to_upstream(monkeypatch, options):
+  # Only on TPU is a mesh made with a function that places variables.
+  placer = (lambda op: "") if options.pop("tpu", False) else ""
+  monkeypatch.setattr(ours, "upstream_attention", lambda *args: "upstream's")
+  mesh = mtf.Mesh(mtf.Graph(), "mesh", placer)
+  q, k, v = (mtf.zeros(mesh, dims(SELF[name])) for name in "qkv")
+  memory, key = dims("memory_length d_kv")
+  context = types.SimpleNamespace(
+      model=types.SimpleNamespace(mesh_shape="", layout=""), train=False)
+  assert ours.attention(
+      q, k, v, memory, key, key, context=context, **options) == "upstream's"

@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import report
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(ROOT, "README.md")) as readme:
   README = readme.read()
@@ -114,3 +116,8 @@ def test_every_switch_seed_is_better_than_every_dense_one():
   dense, switch = (result["models"][name]["neg_log_perplexity"]
                    for name in ("dense", "switch"))
   assert min(switch) > max(dense)
+
+
+def test_speeds_are_those_of_the_records():
+  records = report.read(report.RESULTS)
+  assert report.replace(README, report.markdown(records)) == README

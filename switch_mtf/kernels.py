@@ -1,7 +1,8 @@
 """How one processor computes, on CPU and GPU: what is faster than the default.
 
 Functions of `tf.Tensor`s, each equal to the TensorFlow function it stands for
-to float rounding. `compat.compute_faster_off_tpu` puts them in place.
+to float rounding. `compat.compute_faster_off_tpu` puts `einsum` in its place;
+the layers and the optimizer call the others.
 """
 
 import collections

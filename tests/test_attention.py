@@ -99,8 +99,10 @@ def test_it_is_what_layers_use():
 @pytest.mark.parametrize("options", [
     {"extra_logit": 0.}, {"z_loss_coeff": 1e-4}, {"tpu": True}])
 def test_what_is_left_to_upstream(monkeypatch, options):
-  # Only on TPU is a mesh made with a function that places variables.
-  placer = (lambda op: "") if options.pop("tpu", False) else ""
+  # Only on TPU is a mesh made with what places variables.
+  options = dict(options)
+  placer = types.SimpleNamespace(device_function=lambda op: "") if (
+      options.pop("tpu", False)) else None
   monkeypatch.setattr(ours, "upstream_attention", lambda *args: "upstream's")
   mesh = mtf.Mesh(mtf.Graph(), "mesh", placer)
   q, k, v = (mtf.zeros(mesh, dims(SELF[name])) for name in "qkv")
@@ -109,3 +111,18 @@ def test_what_is_left_to_upstream(monkeypatch, options):
       model=types.SimpleNamespace(mesh_shape="", layout=""), train=False)
   assert ours.attention(
       q, k, v, memory, key, key, context=context, **options) == "upstream's"
+
+
+@pytest.mark.parametrize("broadcast", [[], ["length"]])
+def test_dropout(broadcast):
+  # Of 6 equal weights 1/6 some are dropped and the others doubled: with values
+  # of 1 the outputs are thirds, the same along a length that is broadcast.
+  def attention(q, k, v, *args, **kwargs):
+    ones = mtf.ones(q.mesh, v.shape)
+    return ours.attention(q * 0., k, ones + v * 0., *args, **kwargs)
+
+  y = attend(attention, SELF, dropout_rate=.5,
+             dropout_broadcast_dims=dims(" ".join(broadcast)))["y"]
+  np.testing.assert_allclose(y * 3, np.round(y * 3), atol=TOLERANCE)
+  assert len(np.unique(np.round(y * 3))) > 2
+  assert ((y == y[:, :1]).all()) == bool(broadcast)

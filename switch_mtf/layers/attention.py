@@ -50,15 +50,11 @@ def attention(
   Returns:
     q with `value_dim` in place of `key_dim`.
   """
-  shared = [d for d in q.shape.dims if d in k.shape.dims and d != key_dim]
-  queries = [d for d in q.shape.dims if d not in [*shared, key_dim]]
-  if (on_tpu(q.mesh) or extra_logit is not None or z_loss_coeff is not None
-      or len(queries) > 1
-      or set(k.shape.dims) != {*shared, memory_length_dim, key_dim}
-      or set(v.shape.dims) != {*shared, memory_length_dim, value_dim}
-      or set(bias.shape.dims if bias is not None else []) - {
-          *shared, *queries, memory_length_dim}
-      or not _uses_whole_mesh([q, k, v, bias], context)):
+  dims = _Dims(q, k, memory_length_dim, key_dim, value_dim)
+  drop = bool(dropout_rate and context.train)
+  if (extra_logit is not None or z_loss_coeff is not None
+      or not dims.fit(k, v, bias) or (drop and not dims.queries)
+      or on_tpu(q.mesh) or not _uses_whole_mesh([q, k, v, bias], context)):
     return upstream_attention(
         q, k, v, memory_length_dim, key_dim, value_dim, bias, dropout_rate,
         dropout_broadcast_dims, extra_logit, context, float32_logits,
@@ -68,17 +64,19 @@ def attention(
     k, v = mtf.identity(k), mtf.identity(v)
   if float32_logits:
     q, k = mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)
-  logits_shape = mtf.Shape([*shared, *queries, memory_length_dim])
-  mask = None
-  if dropout_rate and context.train:
-    noise_shape = logits_shape - (dropout_broadcast_dims or [])
-    mask = mtf.dropout(
-        mtf.ones(q.mesh, noise_shape, dtype=q.dtype), True, rate=dropout_rate)
   if bias is not None:
-    bias = _on_each_part(mtf.cast(bias, q.dtype), shared, context)
-  attend = _attend if queries or mask is not None else _attend_one_query
-  return attend(q, k, v, bias, mask, _Dims(
-      shared, queries, memory_length_dim, key_dim, value_dim))
+    bias = _on_each_part(mtf.cast(bias, q.dtype), dims.shared, context)
+  if not dims.queries:
+    return _attend_one_query(q, k, v, bias, dims)
+  mask = _dropout_mask(
+      q, mtf.Shape(dims.logits) - (dropout_broadcast_dims or []),
+      dropout_rate) if drop else None
+  return _attend(q, k, v, bias, mask, dims)
+
+
+def _dropout_mask(q: mtf.Tensor, shape: mtf.Shape, rate: float) -> mtf.Tensor:
+  """0, or what is left scaled up; drawn as upstream draws it."""
+  return mtf.dropout(mtf.ones(q.mesh, shape, dtype=q.dtype), True, rate=rate)
 
 
 def _uses_whole_mesh(xs: list[mtf.Tensor | None], context) -> bool:
@@ -107,15 +105,25 @@ def _on_each_part(
 class _Dims:
   """The dimensions of one call, in the order that matmuls want."""
 
-  def __init__(self, shared, queries, memory_dim, key_dim, value_dim):
-    self.rank = len(shared)
-    self.memory_dim = memory_dim
-    self.key_dim, self.value_dim = key_dim, value_dim
-    self.q = [*shared, *queries, key_dim]
-    self.k = [*shared, memory_dim, key_dim]
-    self.v = [*shared, memory_dim, value_dim]
-    self.logits = [*shared, *queries, memory_dim]
-    self.output = [*shared, *queries, value_dim]
+  def __init__(self, q, k, memory_dim, key_dim, value_dim):
+    self.memory_dim, self.key_dim, self.value_dim = (
+        memory_dim, key_dim, value_dim)
+    self.shared = [
+        d for d in q.shape.dims if d in k.shape.dims and d != key_dim]
+    self.queries = [
+        d for d in q.shape.dims if d not in [*self.shared, key_dim]]
+    self.q = [*self.shared, *self.queries, key_dim]
+    self.k = [*self.shared, memory_dim, key_dim]
+    self.v = [*self.shared, memory_dim, value_dim]
+    self.logits = [*self.shared, *self.queries, memory_dim]
+    self.output = [*self.shared, *self.queries, value_dim]
+
+  def fit(self, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None) -> bool:
+    """Whether these are all, with at most one dimension of queries."""
+    added = [] if bias is None else bias.shape.dims
+    return (len(self.queries) <= 1 and set(k.shape.dims) == set(self.k)
+            and set(v.shape.dims) == set(self.v)
+            and set(added) <= set(self.logits))
 
 
 def _attend(
@@ -130,28 +138,23 @@ def _attend(
   wanted = [dims.q, dims.k, dims.v] + [dims.logits] * len(extra)
 
   def fn(*slices: tf.Tensor) -> tf.Tensor:
-    arranged = map(_arrange, slices, orders, wanted)
-    q, k, v, *more = (_with_queries(x, dims.rank) for x in arranged)
+    q, k, v, *more = map(_arrange, slices, orders, wanted)
     y = kernels.attend(
         q, k, v, more[0] if bias is not None else None,
         more[-1] if mask is not None else None)
-    has = dims.output
-    if len(has) < len(y.shape):  # in decoding, one query and no axis for it
-      y = tf.squeeze(y, dims.rank)
-    return _arrange(y, has, output_dims)
+    return _arrange(y, dims.output, output_dims)
 
   return mtf.slicewise(
       fn, [q, k, v, *extra], output_shape=mtf.Shape(output_dims),
-      output_dtype=v.dtype, splittable_dims=dims.k[:dims.rank],
+      output_dtype=v.dtype, splittable_dims=dims.shared,
       name="attention")
 
 
 def _attend_one_query(
     q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None,
-    mask: None, dims: _Dims,
+    dims: _Dims,
 ) -> mtf.Tensor:
   """A step of decoding: keys and values stay as they are kept."""
-  del mask
   output_dims = [
       dims.value_dim if d == dims.key_dim else d for d in q.shape.dims]
   orders = [x.shape.dims for x in (q, k, v, bias) if x is not None]
@@ -169,7 +172,7 @@ def _attend_one_query(
   return mtf.slicewise(
       fn, [x for x in (q, k, v, bias) if x is not None],
       output_shape=mtf.Shape(output_dims), output_dtype=v.dtype,
-      splittable_dims=dims.k[:dims.rank], name="attention_of_one")
+      splittable_dims=dims.shared, name="attention_of_one")
 
 
 def _arrange(
@@ -186,7 +189,3 @@ def _arrange(
   return tf.reshape(
       x, [next(sizes) if d.name in names else 1 for d in wanted])
 
-
-def _with_queries(x: tf.Tensor, rank: int) -> tf.Tensor:
-  """Puts in the axis of the query, or of the memory, if there is none."""
-  return x if len(x.shape) == rank + 2 else tf.expand_dims(x, rank)

@@ -26,6 +26,7 @@ from benchmarks.spec import Spec
 
 COMMAND = (sys.executable, "-m", "benchmarks.worker")
 SHORT = {"ours": "ours", "upstream": "upstream", "hugging_face": "hf"}
+SIZES = ("batch", "inputs", "targets")
 LOG_CHARACTERS = 3000  # of a worker that failed
 BUSY = 0.5  # load average of a machine that does nothing else, at the most
 
@@ -101,6 +102,25 @@ class Claim:
         "value": value, "min": min(values), "max": max(values),
         "runs": len(values), "target": self.target, "at_most": self.at_most,
         "ok": ok}
+
+
+def rivals_group(
+    name: str, rivals: Sequence[str], apart: bool = False, **spec: Any
+) -> Group:
+  """Ours and rivals at the same task.
+
+  Args:
+    name: of the group.
+    rivals: subjects.
+    apart: see `Group`.
+    **spec: fields of `Spec` but the subject.
+
+  Returns:
+    The group, its jobs labelled as in `SHORT`.
+  """
+  return Group(name, tuple(
+      Job(SHORT[subject], Spec(subject, **spec))
+      for subject in ("ours", *rivals)), apart)
 
 
 def line(result: dict[str, Any]) -> str:
@@ -292,6 +312,17 @@ def parser(
   made.add_argument("--resume", action="store_true",
                     help="keep the groups that the record already has")
   return made
+
+
+def add_sizes(made: argparse.ArgumentParser) -> None:
+  """Adds the options of suites that can train on other sizes."""
+  for name in SIZES:
+    made.add_argument(f"--{name}", type=int, default=getattr(Spec, name))
+
+
+def sizes(options: argparse.Namespace) -> dict[str, int]:
+  """What `add_sizes` found: fields of `Spec`."""
+  return {name: getattr(options, name) for name in SIZES}
 
 
 def run(

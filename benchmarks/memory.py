@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import harness
-from benchmarks.harness import Claim, Group, Job
-from benchmarks.spec import Spec
+from benchmarks.harness import Claim
 
 NAME = "memory"
 TARGET = 1.0  # against Hugging Face
@@ -41,10 +40,9 @@ def suite(
     for v in vocabulary:
       for e in experts:
         name = f"{task}/e{e}/v{v}"
-        groups.append(Group(name, tuple(
-            Job(harness.SHORT[subject], Spec(
-                subject, task, experts=e, vocabulary=v, **chosen))
-            for subject in ("ours", *rivals)), apart=True))
+        groups.append(harness.rivals_group(
+            name, rivals, apart=True, task=task, experts=e, vocabulary=v,
+            **chosen))
         claims += [_claim(name, rival) for rival in rivals]
   return harness.Suite(NAME, tuple(groups), tuple(claims))
 
@@ -67,13 +65,11 @@ def main(arguments: Sequence[str]) -> None:
   parser = harness.parser(
       NAME, experts=(8, 32, 128), vocabulary=(512, 32128),
       rivals=("hugging_face", "upstream"), alternations=2)
-  parser.add_argument("--batch", type=int, default=Spec.batch)
-  parser.add_argument("--inputs", type=int, default=Spec.inputs)
-  parser.add_argument("--targets", type=int, default=Spec.targets)
+  harness.add_sizes(parser)
   options = parser.parse_args(arguments)
   harness.run(suite(
-      options.experts, options.vocabulary, options.rivals, batch=options.batch,
-      inputs=options.inputs, targets=options.targets), options)
+      options.experts, options.vocabulary, options.rivals,
+      **harness.sizes(options)), options)
 
 
 if __name__ == "__main__":

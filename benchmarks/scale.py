@@ -138,9 +138,7 @@ def main(arguments: Sequence[str]) -> None:
   parser = harness.parser(NAME)
   parser.add_argument("--experts", type=int, default=8)
   parser.add_argument("--vocabulary", type=int, default=512)
-  parser.add_argument("--batch", type=int, default=Spec.batch)
-  parser.add_argument("--inputs", type=int, default=Spec.inputs)
-  parser.add_argument("--targets", type=int, default=Spec.targets)
+  harness.add_sizes(parser)
   options = parser.parse_args(arguments)
   ports = free_ports(PROCESSES)
 

@@ -96,10 +96,8 @@ def suite(
   for v in vocabulary:
     for e in experts:
       name = f"e{e}/v{v}"
-      groups.append(Group(name, tuple(
-          Job(harness.SHORT[subject], Spec(
-              subject, "train", experts=e, vocabulary=v, **sizes))
-          for subject in ("ours", *rivals))))
+      groups.append(harness.rivals_group(
+          name, rivals, task="train", experts=e, vocabulary=v, **sizes))
       claims += [
           Claim(f"{NAME}/{harness.SHORT[rival]}/{name}", name, "ours",
                 harness.SHORT[rival], target=target(rival, e, v))
@@ -143,13 +141,11 @@ def main(arguments: Sequence[str]) -> None:
   parser = harness.parser(
       NAME, experts=(DENSE, 8, 32, 128), vocabulary=(512, 32128),
       rivals=("upstream", "hugging_face"))
-  parser.add_argument("--batch", type=int, default=Spec.batch)
-  parser.add_argument("--inputs", type=int, default=Spec.inputs)
-  parser.add_argument("--targets", type=int, default=Spec.targets)
+  harness.add_sizes(parser)
   options = parser.parse_args(arguments)
   harness.run(suite(
-      options.experts, options.vocabulary, options.rivals, batch=options.batch,
-      inputs=options.inputs, targets=options.targets), options)
+      options.experts, options.vocabulary, options.rivals,
+      **harness.sizes(options)), options)
 
 
 if __name__ == "__main__":

@@ -159,16 +159,15 @@ def _features(spec: Spec, lengths: dict) -> dict[str, tf.Tensor]:
 
 def _what_a_step_updates(session: tf.Session, fetch) -> dict:
   """Looks at every matrix before and after a step: which have changed?"""
-  def sums() -> list[np.ndarray]:
-    return [np.abs(session.run(v)).sum((-2, -1) if v.shape.rank > 1 else -1,
-                                       np.float64)
-            for v in tf.trainable_variables()]
-
-  before = sums()
+  sums = [
+      tf.reduce_sum(tf.cast(tf.abs(v), tf.float64),
+                    [-2, -1] if v.shape.rank > 1 else -1)
+      for v in tf.trainable_variables()]
+  before = session.run(sums)
   session.run(fetch)
   updated, experts = 0, []
   for v, old, new in zip(
-      tf.trainable_variables(), before, sums(), strict=True):
+      tf.trainable_variables(), before, session.run(sums), strict=True):
     updated += v.shape.num_elements() * np.mean(old != new)
     if v.shape.rank == 3:
       experts.append(int(np.sum(old != new)))

@@ -9,10 +9,13 @@ under which condition it can be deleted.
 import ctypes
 import dataclasses
 import functools
+import gc
+import importlib
 import importlib.util
 import inspect
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +38,53 @@ def use_onednn() -> None:
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
+class _LazyModule(types.ModuleType):
+  """Stands for a module until something of it is used.
+
+  Unlike `importlib.util.LazyLoader`'s, it is not loaded when `inspect` looks at
+  the `__file__` of every module.
+  """
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith("__") and name != "__path__":
+      raise AttributeError(name)
+    if sys.modules.get(self.__name__) is self:
+      del sys.modules[self.__name__]
+    return getattr(importlib.import_module(self.__name__), name)
+
+
+def import_lazily(*names: str) -> None:
+  """Makes `import name` wait until something of the module is used.
+
+  TensorFlow, Keras and t5 import these whenever they are imported, for what few
+  runs do. Can go when they import them where they use them.
+
+  Args:
+    *names: of modules; one that is imported already, or not installed, is left.
+  """
+  for name in names:
+    parent, _, last = name.rpartition(".")
+    if name in sys.modules or (
+        parent and importlib.util.find_spec(parent) is None):
+      continue
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+      continue
+    module = _LazyModule(name)
+    module.__spec__ = spec
+    sys.modules[name] = module
+    if parent:
+      setattr(importlib.import_module(parent), last, module)
+
+
+COLLECTS_GARBAGE = gc.isenabled()
 if FAST:
+  # Until the end of this file: nothing that is imported is garbage, and looking
+  # for it takes a third of the time.
+  gc.disable()
   use_onednn()
+  import_lazily(
+      "pandas", "rouge_score.rouge_scorer", "rouge_score.scoring", "sacrebleu")
 
 import tensorflow.compat.v1 as tf  # noqa: E402
 
@@ -90,22 +138,28 @@ def make_torch_optional() -> None:
   """Lets `t5.models` be imported where torch is not installed.
 
   `t5/models/__init__.py` imports `hf_model`, which needs torch, for one class
-  that Mesh-TF never uses. Can go when t5 imports it lazily.
+  that Mesh-TF never uses; where torch is installed, importing it takes seconds
+  and 260 MB. Can go when t5 imports it lazily.
   """
-  if importlib.util.find_spec("torch") is not None:
+  name = "t5.models.hf_model"
+  if name in sys.modules:
     return
 
   class HfPyTorchModel:
-    """Stands for `t5.models.HfPyTorchModel` where torch is missing."""
+    """Makes the real `t5.models.HfPyTorchModel`, which needs torch."""
 
-    def __init__(self, *unused_args, **unused_kwargs):
-      raise ImportError(
-          "t5.models.HfPyTorchModel: torch must be installed, and it is not. "
-          "Run: pip install torch, or use t5.models.MtfModel.")
+    def __new__(cls, *args, **kwargs):
+      if importlib.util.find_spec("torch") is None:
+        raise ImportError(
+            "t5.models.HfPyTorchModel: torch must be installed, and it is not. "
+            "Run: pip install torch, or use t5.models.MtfModel.")
+      if sys.modules[name] is module:
+        del sys.modules[name]
+      return importlib.import_module(name).HfPyTorchModel(*args, **kwargs)
 
-  module = types.ModuleType("t5.models.hf_model")
+  module = types.ModuleType(name)
   module.HfPyTorchModel = HfPyTorchModel
-  sys.modules.setdefault("t5.models.hf_model", module)
+  sys.modules[name] = module
 
 
 def use_resource_variables() -> None:
@@ -347,6 +401,55 @@ def read_variables_once() -> None:
   mtf.Variable.lower = lower
 
 
+def write_graph_while_training_starts() -> None:
+  """Lets the first step not wait until `graph.pbtxt` is written.
+
+  As text, a graph of ten thousand operations takes two seconds, in which
+  TensorFlow could compile it. The file is whole whenever it is there, and the
+  process does not end before. Can go when `CheckpointSaverHook` does not write
+  it.
+  """
+  from tensorflow.python.training import training_util
+  upstream = training_util.write_graph
+
+  def write_graph(graph_or_graph_def, logdir, name, as_text=True):
+    threading.Thread(
+        target=upstream, args=(graph_or_graph_def, logdir, name, as_text),
+        name="write_graph").start()
+    return os.path.join(logdir, name)
+
+  training_util.write_graph = write_graph
+
+
+def remember_only_what_relu_gave() -> None:
+  """Lets the gradient of `mtf.relu` read the output in place of the input.
+
+  Upstream keeps both for the backward pass, and the mask of the input as
+  floats. Can go when `mtf.relu` does as `tf.nn.relu`.
+  """
+  from mesh_tensorflow import ops
+
+  def relu_gradient(op, dy):
+    return [ops.cwise(
+        lambda dy, y: tf.raw_ops.ReluGrad(gradients=dy, features=y),
+        [dy, op.outputs[0]], name="relu_gradient")]
+
+  ops._relu_grad = relu_gradient
+
+
+def leave_packing_as_written() -> None:
+  """Keeps AutoGraph from the functions that pack and trim examples.
+
+  It translates them for seconds before the first step, and they hold nothing
+  for it. Can go when they say so themselves.
+  """
+  import seqio
+  from mesh_tensorflow.transformer import dataset
+  for module, name in ((dataset, "pack_or_pad"), (seqio.utils, "trim_dataset")):
+    setattr(module, name, tf.autograph.experimental.do_not_convert(
+        getattr(module, name)))
+
+
 def apply() -> None:
   """Applies every patch, in the order they depend on each other."""
   check_versions()
@@ -357,8 +460,14 @@ def apply() -> None:
   use_resource_variables()
   if FAST:
     read_variables_once()
+    remember_only_what_relu_gave()
+    leave_packing_as_written()
+    write_graph_while_training_starts()
   open_model_fn()
   score_texts_off_tpu()
 
 
 apply()
+if COLLECTS_GARBAGE:
+  gc.freeze()
+  gc.enable()

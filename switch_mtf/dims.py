@@ -256,6 +256,26 @@ def mesh_axis(
   return axis, 1 if axis is None else mesh_shape.dims[axis].size
 
 
+def split_dims(
+    shape: mtf.Shape,
+    layout: mtf.LayoutRules | str | None,
+    mesh_shape: mtf.Shape | str | None,
+) -> list[mtf.Dimension]:
+  """The dimensions of a shape that are split, each as large as it has parts.
+
+  Args:
+    shape: any shape.
+    layout: layout rules of the run, None for one processor.
+    mesh_shape: mesh of the run, None for one processor.
+
+  Returns:
+    Dimensions of the same names.
+  """
+  split = [(dim, *mesh_axis(dim, layout, mesh_shape)) for dim in shape.dims]
+  return [mtf.Dimension(dim.name, ways)
+          for dim, axis, ways in split if axis is not None]
+
+
 # What no rule may split: all is needed in one place.
 WHOLE_DIMS = ("d_model", "group", "expert_capacity", "choices")
 

@@ -6,9 +6,8 @@ the layers and the optimizer call the others.
 """
 
 import collections
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -26,10 +25,6 @@ def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
   Returns:
     What `tf.einsum` returns.
   """
-  if len(slices) > 1 and slices[0] is slices[1]:
-    squares = _squares(equation, *slices[1:])
-    if squares is not None:
-      return squares
   plan = _plan(equation, slices)
   if plan is None:
     return tf.einsum(equation, *slices)
@@ -109,26 +104,6 @@ def _plan(equation: str, slices: tuple[tf.Tensor, ...]) -> _Plan | None:
       a_transposed,
       b, (batch, b_free, summed) if b_transposed else (batch, summed, b_free),
       b_transposed, batch + a_free + b_free, y)
-
-
-def _squares(
-    equation: str, x: tf.Tensor, *factors: tf.Tensor) -> tf.Tensor | None:
-  """An einsum of a tensor twice and of factors; None if it is another."""
-  inputs, y = equation.replace(" ", "").split("->")
-  a, b, *others = inputs.split(",")
-  orderly = [y, *others]
-  if a != b or len(set(a)) < len(a) or any(
-      letters != "".join(c for c in a if c in letters) for letters in orderly):
-    return None
-  if not y and not factors:
-    return 2.0 * tf.nn.l2_loss(x)
-  sizes = [
-      [n if letter in letters else 1
-       for letter, n in zip(a, x.shape.as_list(), strict=True)]
-      for letters in others]
-  return sum_of_squares(
-      x, [i for i, letter in enumerate(a) if letter not in y],
-      *map(tf.reshape, factors, sizes))
 
 
 def _sizes(equation: str, slices: tuple[tf.Tensor, ...]) -> dict[str, int]:
@@ -219,6 +194,51 @@ def _sum_to(x: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
   axes = [axis for axis, size in enumerate(shape.as_list())
           if size == 1 and x.shape[axis] != 1]
   return tf.reduce_sum(x, axis=axes, keepdims=True) if axes else x
+
+
+def rms_norm(
+    x_TM: tf.Tensor, scale_M: tf.Tensor, epsilon: float) -> tf.Tensor:
+  """Divides by the root of the mean square, times a scale.
+
+  Args:
+    x_TM: [..., d_model].
+    scale_M: [d_model].
+    epsilon: added to the mean.
+
+  Returns:
+    [..., d_model].
+  """
+  return x_TM * _inverse_rms(x_TM, epsilon) * scale_M
+
+
+def rms_norm_gradients(
+    dy_TM: tf.Tensor, x_TM: tf.Tensor, scale_M: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The gradients of `rms_norm` from its inputs, which are at hand anyhow.
+
+  Args:
+    dy_TM: [..., d_model].
+    x_TM: [..., d_model].
+    scale_M: [d_model].
+    epsilon: as in `rms_norm`.
+
+  Returns:
+    Those by x [..., d_model] and by the scale [d_model].
+  """
+  size = scale_M.shape.as_list()[0]
+  dy, x = (tf.reshape(y, [-1, size]) for y in (dy_TM, x_TM))
+  inverse = _inverse_rms(x, epsilon)
+  products = dy * x
+  # Both sums as matrices times a vector: read once, nothing written.
+  dscale = tf.matmul(inverse, products, transpose_a=True)
+  along = tf.matmul(products, scale_M[:, None])
+  dx = (dy * scale_M - x * (along * tf.square(inverse) / size)) * inverse
+  return tf.reshape(dx, tf.shape(x_TM)), tf.reshape(dscale, [size])
+
+
+def _inverse_rms(x: tf.Tensor, epsilon: float) -> tf.Tensor:
+  return tf.math.rsqrt(
+      tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 def rows(table_VM: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
@@ -314,51 +334,69 @@ def chosen_matmul(
 CACHED = 2**21
 
 
-def product(x: tf.Tensor, *factors: tf.Tensor) -> tf.Tensor:
-  """X times all factors, in one pass over memory if x is large.
+def row_and_column_sums(x_EMF: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Sums of the squares of each row and of each column of matrices.
 
   Args:
-    x: any shape.
-    *factors: of the same rank, to be broadcast to it.
+    x_EMF: [..., rows, columns].
 
   Returns:
-    The same shape as `x`.
+    [..., rows] and [..., columns].
   """
-  return _by_parts(
-      lambda x, *factors: functools.reduce(tf.multiply, factors, x),
-      x, *factors)
+  def sums(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    squares = tf.square(x)
+    ones = tf.ones([*x.shape.as_list()[:-2], 1, x.shape[-2]], x.dtype)
+    # As a matmul, since reduce_sum is slow over any axis but the last.
+    return (tf.reduce_sum(squares, axis=-1),
+            tf.squeeze(tf.matmul(ones, squares), axis=-2))
+
+  rows, columns = zip(*_for_each_part(sums, x_EMF), strict=True)
+  return _concat(rows), _concat(columns)
 
 
-def sum_of_squares(
-    x: tf.Tensor, axes: list[int], *factors: tf.Tensor) -> tf.Tensor:
-  """Squares times factors, summed over some axes, in one pass over memory.
+def weighted_sum_of_squares(
+    x_EMF: tf.Tensor, row_EM: tf.Tensor, column_EF: tf.Tensor) -> tf.Tensor:
+  """The sum of all squares times the weights of their rows and columns.
 
   Args:
-    x: any shape.
-    axes: to sum over.
-    *factors: of the same rank, to be broadcast to it.
+    x_EMF: [..., rows, columns].
+    row_EM: [..., rows].
+    column_EF: [..., columns].
 
   Returns:
-    Without those axes.
+    A scalar.
   """
-  def reduce(x: tf.Tensor, *factors: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(
-        functools.reduce(tf.multiply, factors, tf.square(x)), axis=axes)
+  def total(x: tf.Tensor, row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
+    along = tf.matmul(tf.square(x), column[..., None])
+    return tf.reduce_sum(along * row[..., None])
 
-  whole = 0 in axes
-  return reduce(x, *factors) if whole else _by_parts(reduce, x, *factors)
+  return tf.add_n(_for_each_part(total, x_EMF, row_EM, column_EF))
 
 
-def _by_parts(
-    fn: Callable[..., tf.Tensor], x: tf.Tensor, *others: tf.Tensor
-) -> tf.Tensor:
-  """Applies a function to parts of x, and of others, along their first axis."""
-  size = x.shape.as_list()[0]
-  parts = 1
-  while x.shape.num_elements() > parts * CACHED and size % (2 * parts) == 0:
+def _for_each_part(fn: Callable, x: tf.Tensor, *others: tf.Tensor) -> list:
+  """Calls fn with parts of large tensors that are small enough for the cache.
+
+  Args:
+    fn: takes as many tensors as are given, returns one or several.
+    x: [E, M, F] and larger than `CACHED`; anything else is one part.
+    *others: with the same first axis.
+
+  Returns:
+    What fn returns for each part, in order.
+  """
+  parts, size = 1, x.shape.as_list()[0]
+  while x.shape.rank > 2 and size % (2 * parts) == 0 and (
+      x.shape.num_elements() > parts * CACHED):
     parts *= 2
   if parts == 1:
-    return fn(x, *others)
-  split = [tf.split(y, parts) if y.shape[0] == size else [y] * parts
-           for y in (x, *others)]
-  return tf.concat([fn(*part) for part in zip(*split, strict=True)], axis=0)
+    return [fn(x, *others)]
+  results = []
+  for part in zip(*(tf.split(y, parts) for y in (x, *others)), strict=True):
+    # One after the other: TensorFlow would compute all first squares first.
+    with tf.control_dependencies(tf.nest.flatten(results[-1:])):
+      results.append(fn(*part))
+  return results
+
+
+def _concat(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+  return tf.concat(parts, axis=0) if len(parts) > 1 else parts[0]

@@ -43,6 +43,17 @@ def add_readable_targets(
   return dataset.map(readable, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+def as_written(step: Callable) -> Callable:
+  """A preprocessor that AutoGraph leaves alone.
+
+  AutoGraph would translate each function that the step calls, for seconds, and
+  finds nothing to do in them: none decides by the value of a tensor in Python.
+  """
+  if isinstance(step, seqio.CacheDatasetPlaceholder):
+    return step
+  return tf.autograph.experimental.do_not_convert(step)
+
+
 def add_span_corruption(
     name: str,
     source: seqio.DataSource,
@@ -62,20 +73,20 @@ def add_span_corruption(
   """
   first = ([functools.partial(keep_source, source=only_source)]
            if only_source else [])
+  steps = [
+      *first,
+      functools.partial(
+          preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
+      seqio.preprocessors.tokenize,
+      seqio.CacheDatasetPlaceholder(),
+      preprocessors.span_corruption,
+      seqio.preprocessors.append_eos_after_trim,
+      add_readable_targets,
+  ]
   seqio.TaskRegistry.add(
       name,
       source=source,
-      preprocessors=[
-          *first,
-          functools.partial(
-              preprocessors.rekey,
-              key_map={"inputs": None, "targets": "text"}),
-          seqio.preprocessors.tokenize,
-          seqio.CacheDatasetPlaceholder(),
-          preprocessors.span_corruption,
-          seqio.preprocessors.append_eos_after_trim,
-          add_readable_targets,
-      ],
+      preprocessors=[as_written(step) for step in steps],
       output_features={
           "inputs": seqio.Feature(vocabulary, add_eos=True, required=False),
           "targets": seqio.Feature(vocabulary, add_eos=True),

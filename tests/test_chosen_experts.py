@@ -111,6 +111,16 @@ def test_slots_on_a_mesh(mesh, router, uses):
       split(weights, x)["y"], alone(weights, x)["y"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["batch:a", "experts:a", "d_ff:a"])
+def test_an_axis_of_one_processor_splits_nothing(layout, uses):
+  shape = f"batch:4,d_model:{MODEL}"
+  alone, named = build(shape), build(shape, mesh_shape="a:1", layout=layout)
+  assert uses == [2]
+  weights, x = random_inputs(alone, shape)
+  np.testing.assert_allclose(
+      named(weights, x)["y"], alone(weights, x)["y"], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("router,tokens,expected", [
     (SwitchRouter, 32, 1), (SwitchRouter, 33, 0), (Top2Router, 16, 1),
     (Top2Router, 17, 0)])

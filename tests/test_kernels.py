@@ -94,17 +94,6 @@ def test_layers_transpose_nothing(equation):
   assert kinds() & {"MatMul", "BatchMatMulV2", "BatchMatMulV3"}
 
 
-def test_einsum_sums_squares_in_one_pass():
-  value, other = arrays("emf,emf->")
-  x = tf.constant(value)
-  y = kernels.einsum("emf,emf->", x, x)
-  assert kinds() & {"Einsum", "Mul", "L2Loss"} == {"L2Loss", "Mul"}
-  close(run(y), (value**2).sum())
-  # Of the same tensor only.
-  close(run(kernels.einsum("emf,emf->", x, tf.constant(other))),
-        (value * other).sum())
-
-
 def test_einsum_of_the_same_tensor_twice():
   value, _ = arrays("abm,abm->")
   x = tf.constant(value)
@@ -307,3 +296,40 @@ def test_chosen_matmul(expert):
   kernel = rng.normal(size=[4, 5, 6]).astype(np.float32)
   found = run(kernels.chosen_matmul(*map(tf.constant, (x, expert, kernel))))
   close(found, np.einsum("ri,rio->ro", x, kernel[expert]))
+
+
+PARTS = {"one matrix": [4, 6], "a matrix each": [3, 4, 6], "odd": [5, 3, 4],
+         "parts": [8, 4, 6], "uneven parts": [6, 4, 6]}
+
+
+@pytest.mark.parametrize("shape", PARTS)
+def test_sums_of_squares(shape, monkeypatch):
+  monkeypatch.setattr(kernels, "CACHED", 30)  # parts of one matrix, or of few
+  rng = np.random.default_rng(0)
+  x, row, column = (
+      rng.normal(size=s).astype(np.float32)
+      for s in (PARTS[shape], PARTS[shape][:-1],
+                [*PARTS[shape][:-2], PARTS[shape][-1]]))
+  rows, columns = run(kernels.row_and_column_sums(tf.constant(x)))
+  close(rows, (x**2).sum(-1))
+  close(columns, (x**2).sum(-2))
+  total = kernels.weighted_sum_of_squares(*map(tf.constant, (x, row, column)))
+  assert total.shape.rank == 0
+  close(run(total), np.sum(x**2 * row[..., None] * column[..., None, :]))
+  assert ("Split" in kinds()) == ("parts" in shape)
+
+
+@pytest.mark.parametrize("shape", [[7, 6], [2, 5, 6], [2, 3, 2, 6]])
+def test_rms_norm(shape):
+  rng = np.random.default_rng(0)
+  x, dy = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+  scale = rng.normal(size=6).astype(np.float32)
+  scale[2] = 0
+  x_t, scale_t = tf.constant(x), tf.constant(scale)
+  inverse = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1)
+  y = kernels.rms_norm(x_t, scale_t, 0.1)
+  close(run(y), x * inverse * scale)
+  expected = tf.gradients(y, [x_t, scale_t], tf.constant(dy))
+  for ours, value in zip(run(kernels.rms_norm_gradients(
+      tf.constant(dy), x_t, scale_t, 0.1)), run(expected), strict=True):
+    close(ours, value)

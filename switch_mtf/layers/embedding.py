@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
 from switch_mtf import kernels
-from switch_mtf.dims import mesh_axis, on_tpu
+from switch_mtf.dims import mesh_axis, on_tpu, split_dims
 
 
 @gin.configurable
@@ -36,7 +36,8 @@ class GatherEmbedding(transformer.VocabEmbedding):
     if not _by_index(ids.mesh, self._vocab_dim, context) or (
         table.shape.dims != [self._vocab_dim, self._output_dim]):
       return super().ids_to_embedding(ids, context)
-    y = _gather(table, ids, _parts(ids, context))
+    y = _gather(table, ids, split_dims(
+        ids.shape, context.model.layout, context.model.mesh_shape))
     if self._scale_variable_like_classifier_weights:
       y *= self._output_dim.size ** 0.5
     return y
@@ -115,12 +116,3 @@ def _by_index(
   axis, _ = mesh_axis(
       vocab_dim, context.model.layout, context.model.mesh_shape)
   return not on_tpu(mesh) and axis is None
-
-
-def _parts(
-    ids: mtf.Tensor, context: transformer.Context) -> list[mtf.Dimension]:
-  """The dimensions by which ids are split, with as many entries as parts."""
-  split = [(d, mesh_axis(d, context.model.layout, context.model.mesh_shape))
-           for d in ids.shape.dims]
-  return [mtf.Dimension(d.name, ways) for d, (axis, ways) in split
-          if axis is not None]

@@ -151,11 +151,14 @@ def _times_chosen(
         x.mesh, "kernel", [experts_dim, unsplit(input_dim), new_dim],
         initializer=kernel_initializer()([input_dim], [new_dim]),
         dtype=variable_dtype)
+  # All may be split, since there is one processor only: into one part.
+  inputs = [x, expert_OGSK, kernel]
   y = mtf.slicewise(
       lambda x, expert, kernel: kernels.chosen_matmul(
           tf.reshape(x, [-1, input_dim.size]), tf.reshape(expert, [-1]),
           kernel),
-      [x, expert_OGSK, kernel], splittable_dims=[], grad_function=0,
+      inputs, splittable_dims=[d for t in inputs for d in t.shape.dims],
+      grad_function=0,
       output_shape=[
           mtf.Dimension("rows", expert_OGSK.shape.size), new_dim],
       name="times_chosen")

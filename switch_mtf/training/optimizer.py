@@ -1,11 +1,14 @@
 """Adafactor in fewer passes over memory."""
 
+from collections.abc import Callable
+
 import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow import optimize
 
 from switch_mtf import kernels
+from switch_mtf.dims import on_tpu
 
 
 @gin.configurable
@@ -13,9 +16,8 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
   """Upstream's Adafactor: same options, slots and numbers in fewer passes.
 
   With many experts a step is mostly this. What is left out: the update's own
-  squares to clip it, which follow from the gradient's and the factors; what
-  would be written to memory between two operations, where `kernels` goes part
-  by part.
+  squares to clip it, which follow from the gradient's and the factors; squares
+  written to memory, where `kernels` goes part by part. On TPU it is upstream's.
 
   Shazeer and Stern, Adafactor, https://arxiv.org/abs/1804.04235, algorithm 4.
   """
@@ -33,40 +35,43 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
       The updates.
     """
     dims = None if grad is None else self._factored_dims(var.shape)
-    if not dims or self._beta1 or self._stacked_dim_names:
+    # The two largest, in whichever order they have in `var`.
+    if not dims or set(dims) != set(var.shape.dims[-2:]) or (
+        self._beta1 or self._stacked_dim_names or on_tpu(var.mesh)):
       return super().apply_grad(grad, var)
-    row_shape, col_shape = var.shape - dims[0], var.shape - dims[1]
-    slots = [
-        mtf.get_variable(
-            var.mesh, f"{var.name}_slot_{name}", shape,
+    last_two = var.shape.dims[-2:]
+    slot_of = {
+        dim: mtf.get_variable(
+            var.mesh, f"{var.name}_slot_{name}", var.shape - dim,
             initializer=tf.zeros_initializer(), trainable=False)
-        for name, shape in (("vr", row_shape), ("vc", col_shape))]
+        for name, dim in zip(("vr", "vc"), dims, strict=True)}
+    row_slot, col_slot = slot_of[last_two[1]], slot_of[last_two[0]]
     with tf.variable_scope(f"{var.name}/adafactor"):
       grad = mtf.to_float(grad)
-      new_row, new_col = (self._averaged(slot, grad) for slot in slots)
-      row_factor = mtf.reduce_mean(new_row, reduced_dim=dims[1]) / new_row
+      row_sum, col_sum = _sums(
+          kernels.row_and_column_sums, [grad], [row_slot.shape, col_slot.shape])
+      new_row = self._averaged(row_slot, row_sum / last_two[1].size)
+      new_col = self._averaged(col_slot, col_sum / last_two[0].size)
+      row_factor = mtf.reduce_mean(new_row, reduced_dim=last_two[0]) / new_row
       col_factor = mtf.reciprocal(new_col)
       scale = self._scale(var) / self._clipping(grad, row_factor, col_factor)
-      update = _product(
-          grad, mtf.sqrt(row_factor) * scale, mtf.sqrt(col_factor))
-      return [*(mtf.assign(*pair) for pair in zip(
-          slots, (new_row, new_col), strict=True)),
+      update = grad * (mtf.sqrt(row_factor) * scale) * mtf.sqrt(col_factor)
+      return [mtf.assign(row_slot, new_row), mtf.assign(col_slot, new_col),
               mtf.assign_sub(var, update)]
 
-  def _averaged(self, slot: mtf.Variable, grad: mtf.Tensor) -> mtf.Tensor:
+  def _averaged(self, slot: mtf.Variable, mean: mtf.Tensor) -> mtf.Tensor:
     """The new value of an accumulator of squared gradients."""
-    entries = grad.shape.size // slot.shape.size
-    mean = mtf.einsum(
-        [grad, grad], output_shape=slot.shape) / entries + self._epsilon1
-    return slot * self._decay_rate + mean * (1.0 - self._decay_rate)
+    return slot * self._decay_rate + (
+        mean + self._epsilon1) * (1.0 - self._decay_rate)
 
   def _scale(self, var: mtf.Variable) -> mtf.Tensor | tf.Tensor:
     """The learning rate, times the variable's own scale."""
     if not self._multiply_by_parameter_scale or any(
         name in var.name for name in self._exclude_from_parameter_scale):
       return self._learning_rate
-    value = mtf.to_float(var.value)
-    mean = mtf.einsum([value, value], output_shape=[]) / var.shape.size
+    total, = _sums(lambda x: (2.0 * tf.nn.l2_loss(x),),
+                   [mtf.to_float(var.value)], [mtf.Shape([])])
+    mean = total / var.shape.size
     return mtf.maximum(mtf.sqrt(mean), self._epsilon2) * self._learning_rate
 
   def _clipping(
@@ -75,17 +80,45 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
     """What the update is divided by, from the squares of its factors."""
     if self._clipping_threshold is None:
       return 1.0
-    rows = mtf.einsum(
-        [grad, grad, col_factor], output_shape=row_factor.shape)
-    mean = mtf.reduce_sum(rows * row_factor) / grad.shape.size
+    total, = _sums(lambda *xs: (kernels.weighted_sum_of_squares(*xs),),
+                   [grad, row_factor, col_factor], [mtf.Shape([])])
+    mean = total / grad.shape.size
     return mtf.maximum(1.0, mtf.sqrt(mean) / self._clipping_threshold)
 
 
-def _product(x: mtf.Tensor, *factors: mtf.Tensor) -> mtf.Tensor:
-  """X times factors that lack some of its dimensions."""
-  filled = [
-      mtf.reshape(f, [d if d in f.shape.dims else mtf.Dimension(f"one_{i}", 1)
-                      for i, d in enumerate(x.shape.dims)]) for f in factors]
-  return mtf.slicewise(
-      kernels.product, [x, *filled], splittable_dims=x.shape.dims,
-      grad_function=0, name="product")
+def _sums(
+    fn: Callable[..., tuple[tf.Tensor, ...]], xs: list[mtf.Tensor],
+    output_shapes: list[mtf.Shape],
+) -> list[mtf.Tensor]:
+  """What fn sums up over the dimensions of xs[0] that an output lacks."""
+  return _Sums(fn, xs, output_shapes).outputs
+
+
+class _Sums(mtf.Operation):
+  """Each processor sums over what it has, then the sums are added up.
+
+  `mtf.slicewise` adds nothing up, and `mtf.einsum` passes more over memory.
+  """
+
+  def __init__(self, fn, xs, output_shapes):
+    super().__init__(xs, name="sums")
+    self._fn = fn
+    self._outputs = [
+        mtf.Tensor(self, shape, xs[0].dtype, index=i)
+        for i, shape in enumerate(output_shapes)]
+
+  def lower(self, lowering: mtf.Lowering) -> None:
+    """See the base class."""
+    mesh_impl = lowering.mesh_impl(self)
+    x = self.inputs[0]
+    axes = mesh_impl.tensor_layout(x.shape).tensor_axis_to_mesh_axis
+    sums = mesh_impl.slicewise(
+        self._fn, *(lowering.tensors[x] for x in self.inputs))
+    for y, output in zip(sums, self.outputs, strict=True):
+      split = [axis for dim, axis in zip(x.shape.dims, axes, strict=True)
+               if axis is not None and dim not in output.shape.dims]
+      if split:
+        lowering.add_counter(f"allreduce/{split}/sums",
+                             mesh_impl.laid_out_size(output.shape))
+        y = mesh_impl.allreduce(y, split, "SUM")
+      lowering.set_tensor_lowering(output, y)

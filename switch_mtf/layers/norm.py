@@ -8,11 +8,13 @@ from mesh_tensorflow.transformer import transformer
 from switch_mtf import kernels
 from switch_mtf.dims import mesh_axis, on_tpu, split_dims
 
+EPSILON = 1e-6  # added to the mean square, as T5's checkpoints have it
+
 
 @gin.configurable
 def rms_norm(
     x: mtf.Tensor, layer_stack: transformer.LayerStack,
-    context: transformer.Context, epsilon: float = 1e-6,
+    context: transformer.Context,
 ) -> mtf.Tensor:
   """`transformer.sublayer_rms_norm`: same variable, same numbers.
 
@@ -23,7 +25,6 @@ def rms_norm(
     x: [batch dims, length?, d_model].
     layer_stack: of the layer.
     context: of the stack.
-    epsilon: added to the mean square.
 
   Returns:
     The shape of `x`.
@@ -34,17 +35,16 @@ def rms_norm(
   if on_tpu(x.mesh) or context.model.ensemble_dims or axis is not None or (
       x.shape.dims[-1] != model_dim):
     return transformer.sublayer_rms_norm(
-        x, layer_stack, context, epsilon=epsilon)
+        x, layer_stack, context, epsilon=EPSILON)
   with tf.variable_scope("rms_norm"):
     scale = mtf.get_variable(
         context.mesh, "scale", [model_dim],
         initializer=tf.ones_initializer(), dtype=context.variable_dtype)
-  return _normalize(x, scale, epsilon, split_dims(x.shape, layout, mesh_shape))
+  return _normalize(x, scale, split_dims(x.shape, layout, mesh_shape))
 
 
 def _normalize(
-    x: mtf.Tensor, scale: mtf.Tensor, epsilon: float,
-    parts: list[mtf.Dimension],
+    x: mtf.Tensor, scale: mtf.Tensor, parts: list[mtf.Dimension]
 ) -> mtf.Tensor:
   """The norm; `parts` are the dimensions over which tokens are split."""
   token_dims = x.shape.dims[:-1]
@@ -53,7 +53,7 @@ def _normalize(
     del op
 
     def gradients(*slices: tf.Tensor):
-      dx, dscale = kernels.rms_norm_gradients(*slices, epsilon)
+      dx, dscale = kernels.rms_norm_gradients(*slices, EPSILON)
       return dx, tf.reshape(dscale, [*[1] * len(parts), -1])
 
     # Each processor sums over its tokens, then the sums are added up.
@@ -65,5 +65,5 @@ def _normalize(
     return [dx, mtf.reduce_sum(dscales, output_shape=scale.shape)]
 
   return mtf.slicewise(
-      lambda x, scale: kernels.rms_norm(x, scale, epsilon), [x, scale],
+      lambda x, scale: kernels.rms_norm(x, scale, EPSILON), [x, scale],
       splittable_dims=token_dims, grad_function=grad, name="rms_norm")

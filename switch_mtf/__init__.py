@@ -24,4 +24,5 @@ if "switch_mtf.doctor" not in getattr(sys, "orig_argv", ()):
   )
   from switch_mtf.layers.switch_ffn import SwitchFFN as SwitchFFN
 
-  compat.compute_faster_off_tpu(kernels.einsum, attention.attention)
+  compat.compute_faster_off_tpu(
+      kernels.einsum, attention.attention, attention.self_attention)

@@ -360,23 +360,29 @@ def keep_freed_memory() -> None:
   mallopt(arena_max, 1)  # and there is one.
 
 
-def compute_faster_off_tpu(einsum: Callable, attention: Callable) -> None:
+def compute_faster_off_tpu(
+    einsum: Callable, attention: Callable, self_attention: Callable
+) -> None:
   """Puts our einsum and our attention in the place of upstream's.
 
   `PlacementMeshImpl.einsum` is made to be overridden, but
   `utils.tpu_estimator_model_fn` makes the mesh itself; T5's attention layers
-  look `attention.attention` up by name. Can go when a mesh implementation and
-  an attention function can be handed in.
+  look `attention.attention` up by name, and compute their cache in the midst of
+  `SelfAttention.call`. Can go when a mesh implementation and an attention
+  function can be handed in, and a cache keeps what does not change.
 
   Args:
     einsum: takes what `tf.einsum` takes.
     attention: takes what upstream's `attention.attention` takes.
+    self_attention: takes what `SelfAttention.call` takes, the layer first.
   """
   if not FAST:
     return
   from mesh_tensorflow import placement_mesh_impl
   from mesh_tensorflow.transformer import attention as upstream
+  from mesh_tensorflow.transformer import transformer_layers
   upstream.attention = attention
+  transformer_layers.SelfAttention.call = self_attention
   placement_mesh_impl.PlacementMeshImpl.einsum = (
       lambda self, equation, *slices: einsum(equation, *slices))
 

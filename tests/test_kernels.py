@@ -298,27 +298,6 @@ def test_chosen_matmul(expert):
   close(found, np.einsum("ri,rio->ro", x, kernel[expert]))
 
 
-PARTS = {"one matrix": [4, 6], "a matrix each": [3, 4, 6], "odd": [5, 3, 4],
-         "parts": [8, 4, 6], "uneven parts": [6, 4, 6]}
-
-
-@pytest.mark.parametrize("shape", PARTS)
-def test_sums_of_squares(shape, monkeypatch):
-  monkeypatch.setattr(kernels, "CACHED", 30)  # parts of one matrix, or of few
-  rng = np.random.default_rng(0)
-  x, row, column = (
-      rng.normal(size=s).astype(np.float32)
-      for s in (PARTS[shape], PARTS[shape][:-1],
-                [*PARTS[shape][:-2], PARTS[shape][-1]]))
-  rows, columns = run(kernels.row_and_column_sums(tf.constant(x)))
-  close(rows, (x**2).sum(-1))
-  close(columns, (x**2).sum(-2))
-  total = kernels.weighted_sum_of_squares(*map(tf.constant, (x, row, column)))
-  assert total.shape.rank == 0
-  close(run(total), np.sum(x**2 * row[..., None] * column[..., None, :]))
-  assert ("Split" in kinds()) == ("parts" in shape)
-
-
 @pytest.mark.parametrize("shape", [[7, 6], [2, 5, 6], [2, 3, 2, 6]])
 def test_rms_norm(shape):
   rng = np.random.default_rng(0)
@@ -333,3 +312,14 @@ def test_rms_norm(shape):
   for ours, value in zip(run(kernels.rms_norm_gradients(
       tf.constant(dy), x_t, scale_t, 0.1)), run(expected), strict=True):
     close(ours, value)
+
+
+@pytest.mark.parametrize("position", [[0, 2, 4], [1, 1, 1], [4, 5, 9]])
+def test_remember(position):
+  rng = np.random.default_rng(0)
+  memory, new = rng.normal(size=[3, 5, 4]), rng.normal(size=[3, 4])
+  y = run(kernels.remember(*map(tf.constant, (memory, new, position))))
+  for row, at in enumerate(position):
+    if at < 5:  # past the end nothing is written
+      memory[row, at] = new[row]
+  np.testing.assert_array_equal(y, memory)

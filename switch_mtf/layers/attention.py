@@ -1,13 +1,17 @@
-"""Dot-product attention as one operation a processor, on CPU and GPU."""
+"""Attention on CPU and GPU: one operation a processor, a cache that stays."""
+
+import math
 
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import attention as upstream
+from mesh_tensorflow.transformer import transformer, transformer_layers
 
 from switch_mtf import kernels
 from switch_mtf.dims import mesh_axis, on_tpu
 
 upstream_attention = upstream.attention
+upstream_call = transformer_layers.SelfAttention.call
 
 
 def attention(
@@ -72,6 +76,75 @@ def attention(
       q, mtf.Shape(dims.logits) - (dropout_broadcast_dims or []),
       dropout_rate) if drop else None
   return _attend(q, k, v, bias, mask, dims)
+
+
+def self_attention(
+    layer: transformer_layers.SelfAttention, context: transformer.Context,
+    x: mtf.Tensor, losses: list[mtf.Tensor] | None = None,
+) -> mtf.Tensor:
+  """Stands for `SelfAttention.call`: decoding writes one position of the cache.
+
+  Upstream computes all of the cache anew for each token. Everything but a step
+  of decoding is upstream's, and so is all of it on TPU, with hyper-prompts and
+  where the cache is split by position.
+
+  Args:
+    layer: the layer.
+    context: of the stack.
+    x: [batch dims, length?, d_model].
+    losses: see upstream.
+
+  Returns:
+    The shape of `x`.
+  """
+  memory_dim = layer.memory_length(context)
+  axis, _ = mesh_axis(
+      memory_dim, context.model.layout, context.model.mesh_shape)
+  if (context.mode != "incremental" or on_tpu(x.mesh) or axis is not None
+      or layer.hyperprompt_length_encoder or layer.hyperprompt_length_decoder):
+    return upstream_call(layer, context, x, losses)
+  params = layer.make_params(context)
+  q = params.compute_q(x)
+  new = ([params.compute_kv(x)] if layer.shared_kv
+         else [params.compute_k(x), params.compute_v(x)])
+  states = [
+      _remember(old, entry, context.position, memory_dim)
+      for old, entry in zip(context.get_states(len(new)), new, strict=True)]
+  context.record_new_states(states)
+  bias = layer.compute_bias(
+      context, mtf.range(context.mesh, memory_dim, tf.int32), x,
+      params.query_heads_dims, q)
+  o = layer.attention_fn(
+      q, states[0], states[-1], context=context, memory_length_dim=memory_dim,
+      key_dim=layer.kv_dim, value_dim=layer.kv_dim, bias=bias,
+      z_loss_coeff=layer.z_loss_coeff,
+      **layer.attention_kwargs_from_context(context))
+  y = params.compute_output(
+      o, output_shape=layer.expected_attention_output_shape(x, params))
+  return layer.layer_output_from_attention_output(context, y, losses)
+
+
+def _remember(
+    memory: mtf.Tensor, new: mtf.Tensor, position: mtf.Tensor,
+    memory_dim: mtf.Dimension,
+) -> mtf.Tensor:
+  """The memory with a new entry at a position, of each sequence its own."""
+  dims = memory.shape.dims
+  at = dims.index(memory_dim)
+  sequences, entry = dims[:at], dims[at + 1:]
+  inputs = [memory, new, mtf.broadcast(position, mtf.Shape(sequences))]
+
+  def fn(memory: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+    sizes = memory.shape.as_list()
+    count = math.prod(sizes[:at])
+    new = _arrange(new, inputs[1].shape.dims, [*sequences, *entry])
+    return tf.reshape(kernels.remember(
+        tf.reshape(memory, [count, sizes[at], -1]),
+        tf.reshape(new, [count, -1]), tf.reshape(position, [count])), sizes)
+
+  return mtf.slicewise(
+      fn, inputs, splittable_dims=[*sequences, *entry], grad_function=0,
+      name="remember")
 
 
 def _dropout_mask(q: mtf.Tensor, shape: mtf.Shape, rate: float) -> mtf.Tensor:

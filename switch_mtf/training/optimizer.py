@@ -7,8 +7,8 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow import optimize
 
-from switch_mtf import kernels
 from switch_mtf.dims import on_tpu
+from switch_mtf.training import sums
 
 
 @gin.configurable
@@ -49,7 +49,7 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
     with tf.variable_scope(f"{var.name}/adafactor"):
       grad = mtf.to_float(grad)
       row_sum, col_sum = _sums(
-          kernels.row_and_column_sums, [grad], [row_slot.shape, col_slot.shape])
+          sums.row_and_column_sums, [grad], [row_slot.shape, col_slot.shape])
       new_row = self._averaged(row_slot, row_sum / last_two[1].size)
       new_col = self._averaged(col_slot, col_sum / last_two[0].size)
       row_factor = mtf.reduce_mean(new_row, reduced_dim=last_two[0]) / new_row
@@ -80,7 +80,7 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
     """What the update is divided by, from the squares of its factors."""
     if self._clipping_threshold is None:
       return 1.0
-    total, = _sums(lambda *xs: (kernels.weighted_sum_of_squares(*xs),),
+    total, = _sums(lambda *xs: (sums.weighted_sum_of_squares(*xs),),
                    [grad, row_factor, col_factor], [mtf.Shape([])])
     mean = total / grad.shape.size
     return mtf.maximum(1.0, mtf.sqrt(mean) / self._clipping_threshold)
@@ -112,9 +112,9 @@ class _Sums(mtf.Operation):
     mesh_impl = lowering.mesh_impl(self)
     x = self.inputs[0]
     axes = mesh_impl.tensor_layout(x.shape).tensor_axis_to_mesh_axis
-    sums = mesh_impl.slicewise(
+    ys = mesh_impl.slicewise(
         self._fn, *(lowering.tensors[x] for x in self.inputs))
-    for y, output in zip(sums, self.outputs, strict=True):
+    for y, output in zip(ys, self.outputs, strict=True):
       split = [axis for dim, axis in zip(x.shape.dims, axes, strict=True)
                if axis is not None and dim not in output.shape.dims]
       if split:

@@ -154,6 +154,33 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def profile_table(record: dict[str, Any]) -> str:
+  """Where a training step goes, as Markdown.
+
+  Args:
+    record: of `benchmarks.profile`.
+
+  Returns:
+    A table and a sentence on what the machine could do.
+  """
+  parts = sorted({part for step in record["steps"] for part in step["seconds"]},
+                 key=lambda part: -max(step["seconds"].get(part, 0)
+                                       for step in record["steps"]))
+  rows = [
+      ["dense" if step["experts"] == 1 else str(step["experts"]),
+       f"{step['step_seconds']:.2f}",
+       *(f"{step['seconds'].get(part, 0):.2f}" for part in parts),
+       f"{step['matmul_gflop_per_second']:.0f}"]
+      for step in record["steps"]]
+  could = " ".join(
+      f"On this machine {library} multiplies two large matrices at "
+      f"{rate['gflop_per_second']:.0f} GFLOP/s and copies memory at "
+      f"{rate['gb_per_second']:.0f} GB/s (read and written)."
+      for library, rate in record["rates"].items())
+  return "\n\n".join([
+      _table(["experts", "step", *parts, "matmul GFLOP/s"], rows), could])
+
+
 def machine_line(record: dict[str, Any]) -> str:
   """On what the figures were measured, in a sentence."""
   machine = record["machine"]
@@ -181,6 +208,9 @@ def markdown(records: dict[str, dict[str, Any]]) -> str:
     parts += ["Greedy decoding, tokens per second:", speed_table(
         speeds(records["decode"], "batch"), "batch"),
         "![Decoding](results/benchmarks/decode.png)"]
+  if "profile" in records:
+    parts += ["Where the seconds of a training step go, by operation:",
+              profile_table(records["profile"])]
   parts += ["What is claimed:", claims_table(records)]
   parts += sorted({machine_line(record) for record in records.values()})
   return "\n\n".join(parts)

@@ -6,11 +6,13 @@ import json
 import sys
 
 import pytest
+import tensorflow.compat.v1 as tf
 
 from benchmarks import (
   decode,
   harness,
   memory,
+  profile,
   record,
   report,
   scale,
@@ -359,6 +361,49 @@ def test_report_tables():
           "| yes |") in text
   assert "| `train_step/x` | 1.20 | at most 1.1 | **no** |" in text
   assert "A processor, 2 cores; python 3.11." in text
+
+
+def test_report_of_a_profile():
+  text = report.profile_table({
+      "rates": {"torch": {"gflop_per_second": 164.6, "gb_per_second": 19.8}},
+      "steps": [
+          {"experts": 1, "step_seconds": 1.234, "matmul_gflop_per_second": 140,
+           "seconds": {"matmul": 0.9, "norm": 0.1}},
+          {"experts": 8, "step_seconds": 1.5, "matmul_gflop_per_second": 120,
+           "seconds": {"matmul": 1.0, "optimizer": 0.25}}]})
+  lines = text.splitlines()
+  assert lines[0] == (
+      "| experts | step | matmul | optimizer | norm | matmul GFLOP/s |")
+  assert lines[2:4] == ["| dense | 1.23 | 0.90 | 0.00 | 0.10 | 140 |",
+                        "| 8 | 1.50 | 1.00 | 0.25 | 0.00 | 120 |"]
+  assert "165 GFLOP/s" in lines[-1] and "20 GB/s" in lines[-1]
+
+
+@pytest.mark.parametrize("name,kind,part", [
+    ("encoder/block_000/SwitchFFN/wi/einsum/MatMul", "_MklMatMul", "matmul"),
+    ("encoder/SelfAttention/q/adafactor/Mul", "Mul", "optimizer"),
+    ("encoder/SelfAttention/attention/Softmax", "Softmax", "attention"),
+    ("encoder/rms_norm_1/parallel_0/mul", "Mul", "norm"),
+    ("encoder/SwitchFFN/rows_to_slots/GatherV2", "GatherV2",
+     "routing and dispatch"),
+    ("encoder/rows/GatherV2", "GatherV2", "embedding and loss"),
+    ("global_step/add", "AddV2", "other")])
+def test_what_an_operation_is_for(name, kind, part):
+  assert profile.part_of(name, kind) == part
+
+
+def test_flops_of_a_matmul():
+  # [3, 4] x [4, 5]: 60 multiplications and as many additions.
+  a, b = tf.zeros([3, 4]), tf.zeros([4, 5])
+  assert profile.matmul_flops(tf.matmul(a, b).op) == 120
+  assert profile.matmul_flops(tf.matmul(
+      tf.zeros([4, 3]), b, transpose_a=True).op) == 120
+  batch = tf.zeros([2, 4, 3])
+  for y in (tf.matmul(batch, tf.zeros([2, 4, 5]), transpose_a=True),
+            tf.raw_ops.BatchMatMulV3(
+                x=batch, y=tf.zeros([2, 4, 5]), adj_x=True, Tout=tf.float32)):
+    assert profile.matmul_flops(y.op) == 240
+  assert profile.matmul_flops((a + 1.0).op) == 0
 
 
 def test_report_command(tmp_path, capsys):

@@ -1,0 +1,175 @@
+"""Where the time of a training step goes, and what the machine could do.
+
+  python -m benchmarks.profile
+
+Writes results/benchmarks/profile.json: for each number of experts the seconds
+of a step, the seconds that its operations took by what they are for, and the
+rate of its matmuls; beside that the rates of one large matmul and of copying
+memory on the same machine, in TensorFlow and, where it is installed, in torch.
+Two operations may run at once, so the parts can add up to more than the step.
+"""
+
+import argparse
+import collections
+import importlib.util
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.record import ROOT, Record
+from benchmarks.spec import Spec
+
+NAME = "profile"
+PATH = os.path.join(ROOT, "results", "benchmarks", f"{NAME}.json")
+SQUARE = 2048  # rows and columns of the large matmul
+COPIED = 2**26  # entries
+REPEATS = 15
+# The first that is found in "name kind" of an operation is what it is for.
+PARTS = {
+    "matmul": r"MatMul",
+    "optimizer": r"adafactor/|^assign|Assign",
+    "attention": r"[Aa]ttention",
+    "norm": r"rms_norm",
+    "routing and dispatch": r"SwitchFFN",
+    "embedding and loss": r"rows|cross_entropy|one_hot|embedding",
+}
+
+
+def part_of(name: str, kind: str) -> str:
+  """What an operation is for, by its name and kind."""
+  for part, pattern in PARTS.items():
+    if re.search(pattern, kind if part == "matmul" else f"{name} {kind}"):
+      return part
+  return "other"
+
+
+def matmul_flops(op) -> int:
+  """Multiplications and additions of a matmul of known shape.
+
+  Args:
+    op: a tf.Operation.
+
+  Returns:
+    Their number, 0 for other operations.
+  """
+  if "MatMul" not in op.type:
+    return 0
+  first = op.inputs[0].shape.as_list()
+  transposed = op.get_attr(
+      "transpose_a" if op.type == "MatMul" else "adj_x")
+  return 2 * op.outputs[0].shape.num_elements() * first[
+      -2 if transposed else -1]
+
+
+def step(experts: int, vocabulary: int) -> dict[str, Any]:
+  """Profiles one training step of our model.
+
+  Args:
+    experts: 1 is the dense model.
+    vocabulary: its size.
+
+  Returns:
+    For the record.
+  """
+  import gin
+  import tensorflow.compat.v1 as tf
+
+  from benchmarks import mesh_model
+  gin.clear_config()
+  with tf.Graph().as_default() as graph:
+    model = mesh_model.build(Spec(
+        "ours", "train", experts=experts, vocabulary=vocabulary))
+    model.step()
+    seconds = median_seconds(model.step)
+    trace = tf.RunMetadata()
+    model.session.run(model.fetch, options=tf.RunOptions(
+        trace_level=tf.RunOptions.FULL_TRACE), run_metadata=trace)
+    model.session.close()
+  spent, flops = collections.Counter(), 0
+  operations = {op.name: op for op in graph.get_operations()}
+  for device in trace.step_stats.dev_stats:
+    for node in device.node_stats:
+      kind = node.timeline_label.partition("= ")[2].partition("(")[0]
+      spent[part_of(node.node_name, kind)] += (
+          node.op_end_rel_micros - node.op_start_rel_micros) / 1e6
+      if node.node_name in operations:
+        flops += matmul_flops(operations[node.node_name])
+  return {"experts": experts, "vocabulary": vocabulary,
+          "step_seconds": seconds, "seconds": dict(spent.most_common()),
+          "matmul_gflop": flops / 1e9,
+          "matmul_gflop_per_second": flops / 1e9 / spent["matmul"]}
+
+
+def median_seconds(run: Callable[[], Any]) -> float:
+  """How long it takes."""
+  seconds = []
+  for _ in range(REPEATS):
+    start = time.perf_counter()
+    run()
+    seconds.append(time.perf_counter() - start)
+  return statistics.median(seconds)
+
+
+def rates() -> dict[str, dict[str, float]]:
+  """What the machine does where nothing is in the way.
+
+  Returns:
+    Library to GFLOP/s of a large matmul and GB/s read and written by a copy.
+  """
+  import tensorflow.compat.v1 as tf
+  found = {}
+  with tf.Graph().as_default(), tf.Session() as session:
+    x, y = (tf.get_variable(name, shape) for name, shape in (
+        ("x", [SQUARE, SQUARE]), ("y", [COPIED])))
+    session.run(tf.global_variables_initializer())
+    found["tensorflow"] = _rates(
+        lambda op=tf.matmul(x, x).op: session.run(op),
+        lambda op=(y + 1.0).op: session.run(op))
+  if importlib.util.find_spec("torch"):
+    import torch
+    x, y = torch.rand(SQUARE, SQUARE), torch.rand(COPIED)
+    out = torch.empty_like(y)
+    found["torch"] = _rates(
+        lambda: torch.mm(x, x), lambda: torch.add(y, 1.0, out=out))
+  return found
+
+
+def _rates(matmul: Callable, copy: Callable) -> dict[str, float]:
+  for warm_up in (matmul, copy):
+    warm_up()
+  return {"gflop_per_second": 2e-9 * SQUARE**3 / median_seconds(matmul),
+          "gb_per_second": 8e-9 * COPIED / median_seconds(copy)}
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command.
+
+  Args:
+    arguments: of the command line.
+  """
+  parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}")
+  parser.add_argument("--experts", type=int, nargs="+", default=[1, 8, 32, 128])
+  parser.add_argument("--vocabulary", type=int, default=512)
+  parser.add_argument("--output", default=PATH)
+  options = parser.parse_args(arguments)
+  record = Record(options.output, NAME, {
+      "experts": options.experts, "vocabulary": options.vocabulary}, False)
+  from switch_mtf import compat  # noqa: F401  (before tensorflow)
+  record.data["rates"] = rates()
+  print(f"{NAME}/rates {record.data['rates']}", flush=True)
+  record.data["steps"] = []
+  for experts in options.experts:
+    found = step(experts, options.vocabulary)
+    record.data["steps"].append(found)
+    record.save()
+    print(f"{NAME}/e{experts} step={found['step_seconds']:.2f} s, matmul "
+          f"{found['matmul_gflop_per_second']:.0f} GFLOP/s", flush=True)
+  record.finish([])
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

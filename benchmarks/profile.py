@@ -126,9 +126,9 @@ def rates() -> dict[str, dict[str, float]]:
     x, y = (tf.get_variable(name, shape) for name, shape in (
         ("x", [SQUARE, SQUARE]), ("y", [COPIED])))
     session.run(tf.global_variables_initializer())
+    matmul, copy = tf.matmul(x, x).op, (y + 1.0).op
     found["tensorflow"] = _rates(
-        lambda op=tf.matmul(x, x).op: session.run(op),
-        lambda op=(y + 1.0).op: session.run(op))
+        lambda: session.run(matmul), lambda: session.run(copy))
   if importlib.util.find_spec("torch"):
     import torch
     x, y = torch.rand(SQUARE, SQUARE), torch.rand(COPIED)

@@ -48,6 +48,11 @@ def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
   return y
 
 
+# Summed entries from which TensorFlow's own kernel is faster than one thread of
+# oneDNN, for weight gradients. With less, experts of few tokens, it is slower.
+LONG = 128
+
+
 def matmul(
     a: tf.Tensor, b: tf.Tensor, a_transposed: bool, b_transposed: bool
 ) -> tf.Tensor:
@@ -62,7 +67,8 @@ def matmul(
   Returns:
     [..., n, m].
   """
-  if a_transposed:  # oneDNN computes this with one thread.
+  if a_transposed and a.shape[-2] >= LONG:
+    # oneDNN computes this with one thread.
     return _matmul_of_eigen(a, b, a_transposed, b_transposed)
   return tf.matmul(a, b, transpose_a=a_transposed, transpose_b=b_transposed)
 

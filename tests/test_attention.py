@@ -6,7 +6,9 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from conftest import constant, evaluate
 from mesh_tensorflow.transformer import attention as upstream
+from mesh_tensorflow.transformer import transformer, transformer_layers
 
 from switch_mtf.layers import attention as ours
 
@@ -81,10 +83,16 @@ CASES = {
 
 @pytest.mark.parametrize("mesh", [
     {}, {"mesh_shape": "a:2;b:2", "layout": "batch:a;heads:b"},
-    {"mesh_shape": "a:2", "layout": "batch:a"}])
+    {"mesh_shape": "a:2", "layout": "batch:a"},
+    {"mesh_shape": "a:2", "layout": "memory_length:a"}])
 @pytest.mark.parametrize("case", CASES)
 def test_same_as_upstream(case, mesh):
   shapes, options = CASES[case]
+  if "bias" not in shapes and "memory" in mesh.get("layout", ""):
+    # What is left to upstream, which cannot split the memory without a bias.
+    with pytest.raises(AttributeError):
+      attend(ours.upstream_attention, shapes, **options, **mesh)
+    return
   expected = attend(ours.upstream_attention, shapes, **options)
   found = attend(ours.attention, shapes, **options, **mesh)
   for name, value in expected.items():
@@ -126,3 +134,62 @@ def test_dropout(broadcast):
   np.testing.assert_allclose(y * 3, np.round(y * 3), atol=TOLERANCE)
   assert len(np.unique(np.round(y * 3))) > 2
   assert ((y == y[:, :1]).all()) == bool(broadcast)
+
+
+# The cache.
+
+
+def decode_step(call, *, positions, shared_kv=False, mesh_shape="", layout=""):
+  """Output and new cache of one step, as arrays."""
+  with tf.Graph().as_default():
+    mesh, rng = mtf.Mesh(mtf.Graph(), "mesh"), np.random.default_rng(0)
+    model_dim = mtf.Dimension("d_model", 6)
+    batch, memory, heads, key = dims("batch memory_length heads d_kv")
+
+    def random(shape):
+      return constant(
+          mesh, rng.normal(size=mtf.Shape(shape).to_integer_list).astype(
+              np.float32), shape)
+
+    layer = transformer_layers.SelfAttention(
+        num_heads=heads.size, key_value_size=key.size, shared_kv=shared_kv,
+        relative_attention_type="bias")
+    states = [random([batch, memory, heads, key])
+              for _ in range(1 if shared_kv else 2)]
+    context = transformer.Context(
+        model=types.SimpleNamespace(
+            mesh_shape=mesh_shape, layout=layout, model_dim=model_dim,
+            fully_autoregressive=True, ensemble_dim=None, ensemble_dims=[]),
+        mesh=mesh, batch_dims=[batch], mode="incremental",
+        length_dim=mtf.Dimension("length", memory.size),
+        variable_dtype=mtf.VariableDType(tf.float32, tf.float32, tf.float32),
+        position=constant(mesh, np.int32(positions), [batch]),
+        states=states, new_states=[])
+    y = call(layer, context, random([batch, model_dim]))
+    processors = mtf.convert_to_shape(mesh_shape)
+    lowering = mtf.Lowering(mesh.graph, {
+        mesh: mtf.placement_mesh_impl.PlacementMeshImpl(
+            processors, mtf.convert_to_layout_rules(layout),
+            [""] * processors.size)}, autostack=False)
+    weights = {v.name: rng.normal(size=v.shape.to_integer_list)
+               for v in mesh.graph.trainable_variables}
+    kinds = {op.type for op in tf.get_default_graph().get_operations()}
+    return evaluate(lowering, [y, *context.new_states], weights), kinds
+
+
+@pytest.mark.parametrize("mesh", [
+    {}, {"mesh_shape": "a:2;b:2", "layout": "batch:a;heads:b"},
+    {"mesh_shape": "a:1", "layout": "batch:a"},
+    {"mesh_shape": "a:2", "layout": "memory_length:a"}])
+@pytest.mark.parametrize("shared_kv", [False, True])
+@pytest.mark.parametrize("positions", [[2, 2, 2, 2], [0, 5, 3, 7]])
+def test_cache_as_upstream(mesh, shared_kv, positions):
+  # 7 is past the end of a memory of 6: nothing is written.
+  options = {"positions": positions, "shared_kv": shared_kv}
+  expected, _ = decode_step(ours.upstream_call, **options)
+  found, kinds = decode_step(
+      transformer_layers.SelfAttention.call, **options, **mesh)
+  assert ("TensorScatterUpdate" in kinds) == (
+      "memory_length" not in mesh.get("layout", ""))
+  for one, value in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, value, rtol=TOLERANCE, atol=TOLERANCE)

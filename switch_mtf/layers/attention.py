@@ -33,8 +33,8 @@ def attention(
 
   The same numbers to float rounding; the noise of dropout is drawn alike. What
   it cannot do it leaves to upstream: TPU, the attention z-loss, an extra logit,
-  other dimensions than those below, and meshes over which upstream would spread
-  attention further.
+  other dimensions than those below, meshes that split length or d_kv, and
+  meshes over which upstream would spread attention further.
 
   Args:
     q: [batch dims, heads?, length?, d_kv] in any order - queries.
@@ -58,7 +58,9 @@ def attention(
   drop = bool(dropout_rate and context.train)
   if (extra_logit is not None or z_loss_coeff is not None
       or not dims.fit(k, v, bias) or (drop and not dims.queries)
-      or on_tpu(q.mesh) or not _uses_whole_mesh([q, k, v, bias], context)):
+      or on_tpu(q.mesh) or not _uses_whole_mesh([q, k, v, bias], context)
+      or _are_split([*dims.queries, memory_length_dim, key_dim, value_dim],
+                    context)):
     return upstream_attention(
         q, k, v, memory_length_dim, key_dim, value_dim, bias, dropout_rate,
         dropout_broadcast_dims, extra_logit, context, float32_logits,
@@ -98,9 +100,8 @@ def self_attention(
     The shape of `x`.
   """
   memory_dim = layer.memory_length(context)
-  axis, _ = mesh_axis(
-      memory_dim, context.model.layout, context.model.mesh_shape)
-  if (context.mode != "incremental" or on_tpu(x.mesh) or axis is not None
+  if (context.mode != "incremental" or on_tpu(x.mesh)
+      or _are_split([memory_dim], context)
       or layer.hyperprompt_length_encoder or layer.hyperprompt_length_decoder):
     return upstream_call(layer, context, x, losses)
   params = layer.make_params(context)
@@ -159,6 +160,13 @@ def _uses_whole_mesh(xs: list[mtf.Tensor | None], context) -> bool:
           for x in xs if x is not None for d in x.shape.dims}
   return all(axis in used or dim.size == 1
              for axis, dim in enumerate(mesh_shape.dims))
+
+
+def _are_split(dims: list[mtf.Dimension], context) -> bool:
+  """Whether a mesh axis splits any of the dimensions."""
+  model = context.model
+  return any(mesh_axis(d, model.layout, model.mesh_shape)[0] is not None
+             for d in dims)
 
 
 def _on_each_part(

@@ -15,7 +15,6 @@ import importlib.util
 import inspect
 import os
 import sys
-import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -46,45 +45,41 @@ class _LazyModule(types.ModuleType):
   """
 
   def __getattr__(self, name: str) -> Any:
-    if name.startswith("__") and name != "__path__":
+    if name.startswith("__"):
       raise AttributeError(name)
     if sys.modules.get(self.__name__) is self:
       del sys.modules[self.__name__]
     return getattr(importlib.import_module(self.__name__), name)
 
 
-def import_lazily(*names: str) -> None:
-  """Makes `import name` wait until something of the module is used.
+def import_lazily(package: str, *names: str) -> None:
+  """Makes importing modules of a package wait until something of them is used.
 
-  TensorFlow, Keras and t5 import these whenever they are imported, for what few
-  runs do. Can go when they import them where they use them.
+  t5 imports what its metrics need, and that all of nltk, whenever it is itself
+  imported. Can go when it does so where a metric is computed.
 
   Args:
-    *names: of modules; one that is imported already, or not installed, is left.
+    package: one that is not installed is left.
+    *names: of modules in it; one that is imported already is left.
   """
+  if importlib.util.find_spec(package) is None:
+    return
   for name in names:
-    parent, _, last = name.rpartition(".")
-    if name in sys.modules or (
-        parent and importlib.util.find_spec(parent) is None):
-      continue
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-      continue
-    module = _LazyModule(name)
-    module.__spec__ = spec
-    sys.modules[name] = module
-    if parent:
-      setattr(importlib.import_module(parent), last, module)
+    path = f"{package}.{name}"
+    if path not in sys.modules:
+      module = _LazyModule(path)
+      module.__spec__ = importlib.util.find_spec(path)
+      sys.modules[path] = module
+      setattr(importlib.import_module(package), name, module)
 
 
-COLLECTS_GARBAGE = gc.isenabled()
+_COLLECTS_GARBAGE = gc.isenabled()
 if FAST:
   # Until the end of this file: nothing that is imported is garbage, and looking
   # for it takes a third of the time.
   gc.disable()
   use_onednn()
-  import_lazily(
-      "pandas", "rouge_score.rouge_scorer", "rouge_score.scoring", "sacrebleu")
+  import_lazily("rouge_score", "rouge_scorer", "scoring")
 
 import tensorflow.compat.v1 as tf  # noqa: E402
 
@@ -138,28 +133,22 @@ def make_torch_optional() -> None:
   """Lets `t5.models` be imported where torch is not installed.
 
   `t5/models/__init__.py` imports `hf_model`, which needs torch, for one class
-  that Mesh-TF never uses; where torch is installed, importing it takes seconds
-  and 260 MB. Can go when t5 imports it lazily.
+  that Mesh-TF never uses. Can go when t5 imports it lazily.
   """
-  name = "t5.models.hf_model"
-  if name in sys.modules:
+  if importlib.util.find_spec("torch") is not None:
     return
 
   class HfPyTorchModel:
-    """Makes the real `t5.models.HfPyTorchModel`, which needs torch."""
+    """Stands for `t5.models.HfPyTorchModel` where torch is missing."""
 
-    def __new__(cls, *args, **kwargs):
-      if importlib.util.find_spec("torch") is None:
-        raise ImportError(
-            "t5.models.HfPyTorchModel: torch must be installed, and it is not. "
-            "Run: pip install torch, or use t5.models.MtfModel.")
-      if sys.modules[name] is module:
-        del sys.modules[name]
-      return importlib.import_module(name).HfPyTorchModel(*args, **kwargs)
+    def __init__(self, *unused_args, **unused_kwargs):
+      raise ImportError(
+          "t5.models.HfPyTorchModel: torch must be installed, and it is not. "
+          "Run: pip install torch, or use t5.models.MtfModel.")
 
-  module = types.ModuleType(name)
+  module = types.ModuleType("t5.models.hf_model")
   module.HfPyTorchModel = HfPyTorchModel
-  sys.modules[name] = module
+  sys.modules.setdefault("t5.models.hf_model", module)
 
 
 def use_resource_variables() -> None:
@@ -407,26 +396,6 @@ def read_variables_once() -> None:
   mtf.Variable.lower = lower
 
 
-def write_graph_while_training_starts() -> None:
-  """Lets the first step not wait until `graph.pbtxt` is written.
-
-  As text, a graph of ten thousand operations takes two seconds, in which
-  TensorFlow could compile it. The file is whole whenever it is there, and the
-  process does not end before. Can go when `CheckpointSaverHook` does not write
-  it.
-  """
-  from tensorflow.python.training import training_util
-  upstream = training_util.write_graph
-
-  def write_graph(graph_or_graph_def, logdir, name, as_text=True):
-    threading.Thread(
-        target=upstream, args=(graph_or_graph_def, logdir, name, as_text),
-        name="write_graph").start()
-    return os.path.join(logdir, name)
-
-  training_util.write_graph = write_graph
-
-
 def remember_only_what_relu_gave() -> None:
   """Lets the gradient of `mtf.relu` read the output in place of the input.
 
@@ -436,9 +405,10 @@ def remember_only_what_relu_gave() -> None:
   from mesh_tensorflow import ops
 
   def relu_gradient(op, dy):
+    y = op.outputs[0]
     return [ops.cwise(
         lambda dy, y: tf.raw_ops.ReluGrad(gradients=dy, features=y),
-        [dy, op.outputs[0]], name="relu_gradient")]
+        [ops.broadcast(dy, y.shape), y], name="relu_gradient")]
 
   ops._relu_grad = relu_gradient
 
@@ -468,12 +438,12 @@ def apply() -> None:
     read_variables_once()
     remember_only_what_relu_gave()
     leave_packing_as_written()
-    write_graph_while_training_starts()
   open_model_fn()
   score_texts_off_tpu()
 
 
-apply()
-if COLLECTS_GARBAGE:
-  gc.freeze()
-  gc.enable()
+try:
+  apply()
+finally:
+  if _COLLECTS_GARBAGE:
+    gc.enable()

@@ -211,7 +211,7 @@ def remember(
   Args:
     memory_NLR: [memories, memory_length, entry].
     new_NR: [memories, entry].
-    position_N: int32 [memories]; nothing is written past the end.
+    position_N: int32 [memories], not negative; past the end nothing is written.
 
   Returns:
     The new memories, of the same shape.

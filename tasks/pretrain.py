@@ -51,6 +51,8 @@ def as_written(step: Callable) -> Callable:
   """
   if isinstance(step, seqio.CacheDatasetPlaceholder):
     return step
+  if isinstance(step, functools.partial):  # seqio reads its signature
+    return functools.partial(as_written(step.func), *step.args, **step.keywords)
   return tf.autograph.experimental.do_not_convert(step)
 
 

@@ -73,3 +73,26 @@ def test_by_hand():
   y, = evaluate(lower(mesh), [y], {"rms_norm/scale": np.ones(6)})
   np.testing.assert_allclose(
       y, [[0.6 * 6**.5, 0.8 * 6**.5, 0, 0, 0, 0]], rtol=1e-5)
+
+
+def test_gradient_in_another_order():
+  # A maximum passes on gradients in the order of its first argument.
+  def loss_gradient(norm):
+    with tf.Graph().as_default():
+      mesh, rng = mtf.Mesh(mtf.Graph(), "mesh"), np.random.default_rng(0)
+      dims = [mtf.Dimension("a", 3), mtf.Dimension("b", 2), MODEL]
+      other = [dims[1], dims[2], dims[0]]
+      x, w = (constant(mesh, rng.normal(size=mtf.Shape(d).to_integer_list)
+                       .astype(np.float32), d) for d in (dims, other))
+      context = make_context(mesh)
+      context.model.model_dim, context.model.ensemble_dims = MODEL, []
+      y = norm(x, None, context)
+      dx, = mtf.gradients(
+          [mtf.reduce_sum(mtf.square(mtf.maximum(w, y)))], [x])
+      dx = mtf.transpose(dx, x.shape)
+      return evaluate(
+          lower(mesh), [dx], {"rms_norm/scale": np.ones(MODEL.size)})[0]
+
+  np.testing.assert_allclose(
+      loss_gradient(rms_norm), loss_gradient(transformer.sublayer_rms_norm),
+      rtol=1e-5, atol=1e-5)

@@ -50,7 +50,8 @@ def _gather(
   vocab_dim, model_dim = table.shape.dims
 
   def grad(op: mtf.Operation, dy: mtf.Tensor):
-    del op
+    # Its dimensions may come in another order.
+    dy = mtf.broadcast(dy, op.outputs[0].shape)
     # Each processor sums the gradients of its ids, then they are added up.
     sums = mtf.slicewise(
         lambda dy, ids: tf.reshape(

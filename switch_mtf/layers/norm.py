@@ -50,7 +50,8 @@ def _normalize(
   token_dims = x.shape.dims[:-1]
 
   def grad(op: mtf.Operation, dy: mtf.Tensor):
-    del op
+    # Its dimensions may come in another order.
+    dy = mtf.broadcast(dy, op.outputs[0].shape)
 
     def gradients(*slices: tf.Tensor):
       dx, dscale = kernels.rms_norm_gradients(*slices, EPSILON)

@@ -17,7 +17,7 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
 
   With many experts a step is mostly this. What is left out: the update's own
   squares to clip it, which follow from the gradient's and the factors; squares
-  written to memory, where `kernels` goes part by part. On TPU it is upstream's.
+  written to memory, where `sums` goes part by part. On TPU it is upstream's.
 
   Shazeer and Stern, Adafactor, https://arxiv.org/abs/1804.04235, algorithm 4.
   """

@@ -187,7 +187,9 @@ def machine_line(record: dict[str, Any]) -> str:
   versions = ", ".join(
       f"{name} {version}" for name, version in machine["versions"].items()
       if version)
-  return f"{machine['processor']}, {machine['cores']} cores; {versions}."
+  commit = f"; commit {machine['commit'][:7]}" if machine.get("commit") else ""
+  return (f"{machine['processor']}, {machine['cores']} cores; {versions}"
+          f"{commit}.")
 
 
 def markdown(records: dict[str, dict[str, Any]]) -> str:

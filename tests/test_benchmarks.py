@@ -345,8 +345,9 @@ def made_up_records():
             Claim("train_step/x", "g", "a", "b", target=1.1, at_most=True)]
   return {"train_step": {
       "suite": "train_step", "complete": True,
-      "machine": {"processor": "A processor", "cores": 2, "versions": {
-          "python": "3.11", "torch": None}},
+      "machine": {
+          "processor": "A processor", "cores": 2, "commit": "0123456789",
+          "versions": {"python": "3.11", "torch": None}},
       "groups": [group(0, 1, 5000, 4000), group(0, 8, 6000, 3000),
                  group(1, 8, 7000, 3000),
                  {"run": 0, "name": "growth", "measurements": {"e8": {}}}],
@@ -360,7 +361,7 @@ def test_report_tables():
   assert ("| `train_step/hf/e8/v512` | 2.17 (2.00 to 2.33) | at least 1.5 "
           "| yes |") in text
   assert "| `train_step/x` | 1.20 | at most 1.1 | **no** |" in text
-  assert "A processor, 2 cores; python 3.11." in text
+  assert "A processor, 2 cores; python 3.11; commit 0123456." in text
 
 
 def test_report_of_a_profile():

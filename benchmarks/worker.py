@@ -13,7 +13,6 @@ import os
 import resource
 import sys
 import time
-import types
 from typing import Any, TextIO
 
 from benchmarks.spec import SUBJECTS, Spec, Subject
@@ -44,15 +43,13 @@ def build(spec: Spec, **options: Any) -> Subject:
   if spec.subject == "hugging_face":
     from benchmarks import hugging_face
     return hugging_face.build(spec, **options)
-  # t5 would import torch, where it is installed, for a class of no use here.
-  without_torch = types.ModuleType("t5.models.hf_model")
-  without_torch.HfPyTorchModel = None
-  sys.modules.setdefault(without_torch.__name__, without_torch)
   if spec.task == "layer":
     from benchmarks import layer_model
     return layer_model.build(spec)
   if spec.subject == "upstream":
     os.environ["SWITCH_MTF_FAST"] = "0"
+  from switch_mtf import compat
+  compat.make_torch_optional(installed=False)  # t5 would import it
   from benchmarks import mesh_model
   return mesh_model.build(spec, **options)
 

@@ -1,6 +1,7 @@
 """Every change we make to an upstream package, one function each.
 
-Import this module before `mesh_tensorflow`, `t5` or `seqio`: some patches must
+In one file, however long, so that all of them can be found, and deleted. Import
+this module before `mesh_tensorflow`, `t5` or `seqio`: some patches must
 stand before those packages are first imported. Importing it applies them all;
 importing it again does nothing. Each function says what is wrong upstream and
 under which condition it can be deleted.
@@ -10,7 +11,6 @@ import ctypes
 import dataclasses
 import functools
 import gc
-import importlib
 import importlib.util
 import inspect
 import os
@@ -37,49 +37,12 @@ def use_onednn() -> None:
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
-class _LazyModule(types.ModuleType):
-  """Stands for a module until something of it is used.
-
-  Unlike `importlib.util.LazyLoader`'s, it is not loaded when `inspect` looks at
-  the `__file__` of every module.
-  """
-
-  def __getattr__(self, name: str) -> Any:
-    if name.startswith("__"):
-      raise AttributeError(name)
-    if sys.modules.get(self.__name__) is self:
-      del sys.modules[self.__name__]
-    return getattr(importlib.import_module(self.__name__), name)
-
-
-def import_lazily(package: str, *names: str) -> None:
-  """Makes importing modules of a package wait until something of them is used.
-
-  t5 imports what its metrics need, and that all of nltk, whenever it is itself
-  imported. Can go when it does so where a metric is computed.
-
-  Args:
-    package: one that is not installed is left.
-    *names: of modules in it; one that is imported already is left.
-  """
-  if importlib.util.find_spec(package) is None:
-    return
-  for name in names:
-    path = f"{package}.{name}"
-    if path not in sys.modules:
-      module = _LazyModule(path)
-      module.__spec__ = importlib.util.find_spec(path)
-      sys.modules[path] = module
-      setattr(importlib.import_module(package), name, module)
-
-
 _COLLECTS_GARBAGE = gc.isenabled()
 if FAST:
   # Until the end of this file: nothing that is imported is garbage, and looking
   # for it takes a third of the time.
   gc.disable()
   use_onednn()
-  import_lazily("rouge_score", "rouge_scorer", "scoring")
 
 import tensorflow.compat.v1 as tf  # noqa: E402
 
@@ -129,13 +92,19 @@ def restore_tensor_conversion_registry() -> None:
         tensor_conversion_registry.register_tensor_conversion_function)
 
 
-def make_torch_optional() -> None:
+def make_torch_optional(installed: bool | None = None) -> None:
   """Lets `t5.models` be imported where torch is not installed.
 
   `t5/models/__init__.py` imports `hf_model`, which needs torch, for one class
   that Mesh-TF never uses. Can go when t5 imports it lazily.
+
+  Args:
+    installed: whether torch is; looked up by default. With False torch is left
+      alone even where it is.
   """
-  if importlib.util.find_spec("torch") is not None:
+  if installed is None:
+    installed = importlib.util.find_spec("torch") is not None
+  if installed:
     return
 
   class HfPyTorchModel:

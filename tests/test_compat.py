@@ -91,48 +91,6 @@ def test_torch_stub_keeps_a_module_already_imported(monkeypatch):
 # What starts sooner.
 
 
-@pytest.fixture
-def imported(tmp_path, monkeypatch):
-  """Makes late_package, whose module `inner` notes when it is imported."""
-  monkeypatch.syspath_prepend(str(tmp_path))
-  monkeypatch.setattr(compat, "imported_for_test", [], raising=False)
-  (tmp_path / "late_package").mkdir()
-  (tmp_path / "late_package/__init__.py").write_text("")
-  (tmp_path / "late_package/inner.py").write_text(
-      "from switch_mtf import compat\n"
-      "compat.imported_for_test.append(__name__)\nvalue = 7\n")
-  yield compat.imported_for_test
-  for name in [n for n in sys.modules if n.startswith("late_package")]:
-    del sys.modules[name]
-
-
-def test_import_waits_until_something_is_used(imported):
-  compat.import_lazily("late_package", "inner")
-  import late_package.inner
-  from late_package import inner
-  assert inspect.getmodule(test_versions_that_work)  # looks at every module
-  assert not imported
-  assert late_package.inner.value == inner.value == 7
-  assert imported == ["late_package.inner"]
-  assert sys.modules["late_package.inner"] is not inner
-  with pytest.raises(AttributeError, match="nothing"):
-    inner.nothing  # noqa: B018
-
-
-def test_what_is_not_installed_or_imported_already_is_left(imported):
-  compat.import_lazily("no_such_package", "inner")
-  import late_package.inner
-  compat.import_lazily("late_package", "inner")
-  assert sys.modules["late_package.inner"].value == 7
-  assert imported == ["late_package.inner"]
-  assert late_package.inner is sys.modules["late_package.inner"]
-
-
-def test_a_run_does_not_import_nltk():
-  code = "import run_t5, sys; assert 'nltk' not in sys.modules"
-  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
 def test_garbage_is_collected_after_the_import():
   code = ("import gc, sys; on = sys.argv[1] == 'on'\n"
           "if not on: gc.disable()\n"

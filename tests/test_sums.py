@@ -10,6 +10,12 @@ PARTS = {"one matrix": [4, 6], "a matrix each": [3, 4, 6], "odd": [5, 3, 4],
          "parts": [8, 4, 6], "uneven parts": [6, 4, 6]}
 
 
+def close(tensors, *expected):
+  with tf.Session() as session:
+    for y, value in zip(session.run(tensors), expected, strict=True):
+      np.testing.assert_allclose(y, value, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", PARTS)
 def test_sums_of_squares(shape, monkeypatch):
   monkeypatch.setattr(sums, "CACHED", 30)  # parts of one matrix, or of few
@@ -18,11 +24,6 @@ def test_sums_of_squares(shape, monkeypatch):
       rng.normal(size=s).astype(np.float32)
       for s in (PARTS[shape], PARTS[shape][:-1],
                 [*PARTS[shape][:-2], PARTS[shape][-1]]))
-  def close(tensors, *expected):
-    with tf.Session() as session:
-      for y, value in zip(session.run(tensors), expected, strict=True):
-        np.testing.assert_allclose(y, value, rtol=1e-5, atol=1e-5)
-
   close(sums.row_and_column_sums(tf.constant(x)),
         (x**2).sum(-1), (x**2).sum(-2))
   total = sums.weighted_sum_of_squares(*map(tf.constant, (x, row, column)))

@@ -1,18 +1,24 @@
 """The tasks as a run sees them: names, features, vocabularies, examples."""
 
+import functools
 import hashlib
+import inspect
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
 import seqio
 import t5.data.tasks  # noqa: F401  (registers T5's own tasks)
+import tensorflow as tf
 import tensorflow_datasets as tfds
+from tensorflow.python.autograph.pyct import transpiler
 
 from tasks import (
     build_t5_vocabulary,
     metrics,
     mixed,
+    pretrain,
     text,
     train_vocabulary,
     vocabularies,
@@ -226,3 +232,30 @@ def test_evaluation_finds_a_metric():
   for name in seqio.TaskRegistry.names():
     if "_span_corruption" in name and not name.startswith("c4"):
       assert seqio.TaskRegistry.get(name).metric_fns, name
+
+
+def add_one(dataset, sequence_length):
+  return dataset.map(lambda x: x + sequence_length["targets"])
+
+
+@pytest.mark.parametrize("step", [
+    add_one, functools.partial(add_one, sequence_length={"targets": 1})])
+def test_autograph_leaves_steps_alone(step):
+  def translates(step):
+    # AutoGraph goes on without what it cannot translate.
+    with mock.patch.object(transpiler.PyToPy, "transform_function",
+                           side_effect=AssertionError) as translate:
+      y = step(tf.data.Dataset.range(3), sequence_length={"targets": 1})
+      assert list(tfds.as_numpy(y)) == [1, 2, 3]
+    return translate.called
+
+  assert translates(step)
+  assert not translates(pretrain.as_written(step))
+  # seqio gives a step the arguments that its signature names.
+  assert "sequence_length" in inspect.signature(
+      pretrain.as_written(step)).parameters
+
+
+def test_a_place_to_cache_stays_one():
+  place = seqio.CacheDatasetPlaceholder()
+  assert pretrain.as_written(place) is place

@@ -56,11 +56,9 @@ def attention(
   """
   dims = _Dims(q, k, memory_length_dim, key_dim, value_dim)
   drop = bool(dropout_rate and context.train)
-  if (extra_logit is not None or z_loss_coeff is not None
+  if (extra_logit is not None or z_loss_coeff is not None or on_tpu(q.mesh)
       or not dims.fit(k, v, bias) or (drop and not dims.queries)
-      or on_tpu(q.mesh) or not _uses_whole_mesh([q, k, v, bias], context)
-      or _are_split([*dims.queries, memory_length_dim, key_dim, value_dim],
-                    context)):
+      or not _splits_what_is_shared(dims, context)):
     return upstream_attention(
         q, k, v, memory_length_dim, key_dim, value_dim, bias, dropout_rate,
         dropout_broadcast_dims, extra_logit, context, float32_logits,
@@ -100,8 +98,9 @@ def self_attention(
     The shape of `x`.
   """
   memory_dim = layer.memory_length(context)
-  if (context.mode != "incremental" or on_tpu(x.mesh)
-      or _are_split([memory_dim], context)
+  axis, _ = mesh_axis(
+      memory_dim, context.model.layout, context.model.mesh_shape)
+  if (context.mode != "incremental" or on_tpu(x.mesh) or axis is not None
       or layer.hyperprompt_length_encoder or layer.hyperprompt_length_decoder):
     return upstream_call(layer, context, x, losses)
   params = layer.make_params(context)
@@ -153,20 +152,17 @@ def _dropout_mask(q: mtf.Tensor, shape: mtf.Shape, rate: float) -> mtf.Tensor:
   return mtf.dropout(mtf.ones(q.mesh, shape, dtype=q.dtype), True, rate=rate)
 
 
-def _uses_whole_mesh(xs: list[mtf.Tensor | None], context) -> bool:
-  """Whether each mesh axis splits one of the tensors."""
-  mesh_shape = mtf.convert_to_shape(context.model.mesh_shape or "")
-  used = {mesh_axis(d, context.model.layout, context.model.mesh_shape)[0]
-          for x in xs if x is not None for d in x.shape.dims}
-  return all(axis in used or dim.size == 1
-             for axis, dim in enumerate(mesh_shape.dims))
+def _splits_what_is_shared(dims: "_Dims", context) -> bool:
+  """Whether each mesh axis splits a dimension of all, and nothing else."""
+  layout, mesh_shape = context.model.layout, context.model.mesh_shape
 
+  def axes(some: list[mtf.Dimension]) -> set[int]:
+    return {mesh_axis(d, layout, mesh_shape)[0] for d in some} - {None}
 
-def _are_split(dims: list[mtf.Dimension], context) -> bool:
-  """Whether a mesh axis splits any of the dimensions."""
-  model = context.model
-  return any(mesh_axis(d, model.layout, model.mesh_shape)[0] is not None
-             for d in dims)
+  used = axes(dims.shared)
+  return not axes(dims.own) and all(
+      axis in used or dim.size == 1 for axis, dim in enumerate(
+          mtf.convert_to_shape(mesh_shape or "").dims))
 
 
 def _on_each_part(
@@ -193,6 +189,7 @@ class _Dims:
         d for d in q.shape.dims if d in k.shape.dims and d != key_dim]
     self.queries = [
         d for d in q.shape.dims if d not in [*self.shared, key_dim]]
+    self.own = [*self.queries, memory_dim, key_dim, value_dim]
     self.q = [*self.shared, *self.queries, key_dim]
     self.k = [*self.shared, memory_dim, key_dim]
     self.v = [*self.shared, memory_dim, value_dim]
@@ -269,4 +266,3 @@ def _arrange(
   sizes = iter(x.shape.as_list())
   return tf.reshape(
       x, [next(sizes) if d.name in names else 1 for d in wanted])
-

@@ -48,8 +48,9 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
     row_slot, col_slot = slot_of[last_two[1]], slot_of[last_two[0]]
     with tf.variable_scope(f"{var.name}/adafactor"):
       grad = mtf.to_float(grad)
-      row_sum, col_sum = _sums(
-          sums.row_and_column_sums, [grad], [row_slot.shape, col_slot.shape])
+      row_sum, col_sum = _AddUp(
+          sums.row_and_column_sums, [grad], row_slot.shape, col_slot.shape
+      ).outputs
       new_row = self._averaged(row_slot, row_sum / last_two[1].size)
       new_col = self._averaged(col_slot, col_sum / last_two[0].size)
       row_factor = mtf.reduce_mean(new_row, reduced_dim=last_two[0]) / new_row
@@ -69,8 +70,8 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
     if not self._multiply_by_parameter_scale or any(
         name in var.name for name in self._exclude_from_parameter_scale):
       return self._learning_rate
-    total, = _sums(lambda x: (2.0 * tf.nn.l2_loss(x),),
-                   [mtf.to_float(var.value)], [mtf.Shape([])])
+    total, = _AddUp(lambda x: 2.0 * tf.nn.l2_loss(x),
+                    [mtf.to_float(var.value)], mtf.Shape([])).outputs
     mean = total / var.shape.size
     return mtf.maximum(mtf.sqrt(mean), self._epsilon2) * self._learning_rate
 
@@ -80,28 +81,31 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
     """What the update is divided by, from the squares of its factors."""
     if self._clipping_threshold is None:
       return 1.0
-    total, = _sums(lambda *xs: (sums.weighted_sum_of_squares(*xs),),
-                   [grad, row_factor, col_factor], [mtf.Shape([])])
+    total, = _AddUp(
+        sums.weighted_sum_of_squares, [grad, row_factor, col_factor],
+        mtf.Shape([])).outputs
     mean = total / grad.shape.size
     return mtf.maximum(1.0, mtf.sqrt(mean) / self._clipping_threshold)
 
 
-def _sums(
-    fn: Callable[..., tuple[tf.Tensor, ...]], xs: list[mtf.Tensor],
-    output_shapes: list[mtf.Shape],
-) -> list[mtf.Tensor]:
-  """What fn sums up over the dimensions of xs[0] that an output lacks."""
-  return _Sums(fn, xs, output_shapes).outputs
-
-
-class _Sums(mtf.Operation):
+class _AddUp(mtf.Operation):
   """Each processor sums over what it has, then the sums are added up.
 
   `mtf.slicewise` adds nothing up, and `mtf.einsum` passes more over memory.
   """
 
-  def __init__(self, fn, xs, output_shapes):
-    super().__init__(xs, name="sums")
+  def __init__(
+      self, fn: Callable[..., tf.Tensor | tuple[tf.Tensor, ...]],
+      xs: list[mtf.Tensor], *output_shapes: mtf.Shape,
+  ):
+    """Sums over the dimensions of xs[0] that an output lacks.
+
+    Args:
+      fn: what a processor does with its slices of `xs`.
+      xs: tensors.
+      *output_shapes: of what fn returns.
+    """
+    super().__init__(xs, name="add_up")
     self._fn = fn
     self._outputs = [
         mtf.Tensor(self, shape, xs[0].dtype, index=i)
@@ -110,15 +114,16 @@ class _Sums(mtf.Operation):
   def lower(self, lowering: mtf.Lowering) -> None:
     """See the base class."""
     mesh_impl = lowering.mesh_impl(self)
-    x = self.inputs[0]
-    axes = mesh_impl.tensor_layout(x.shape).tensor_axis_to_mesh_axis
+    shape = self.inputs[0].shape
+    axes = mesh_impl.tensor_layout(shape).tensor_axis_to_mesh_axis
     ys = mesh_impl.slicewise(
-        self._fn, *(lowering.tensors[x] for x in self.inputs))
+        lambda *slices: tuple(tf.nest.flatten(self._fn(*slices))),
+        *(lowering.tensors[x] for x in self.inputs))
     for y, output in zip(ys, self.outputs, strict=True):
-      split = [axis for dim, axis in zip(x.shape.dims, axes, strict=True)
+      split = [axis for dim, axis in zip(shape.dims, axes, strict=True)
                if axis is not None and dim not in output.shape.dims]
       if split:
-        lowering.add_counter(f"allreduce/{split}/sums",
+        lowering.add_counter(f"allreduce/{split}/add_up",
                              mesh_impl.laid_out_size(output.shape))
         y = mesh_impl.allreduce(y, split, "SUM")
       lowering.set_tensor_lowering(output, y)

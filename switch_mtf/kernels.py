@@ -2,7 +2,7 @@
 
 Functions of `tf.Tensor`s, each equal to the TensorFlow function it stands for
 to float rounding. `compat.compute_faster_off_tpu` puts `einsum` in its place;
-the layers and the optimizer call the others.
+the layers call the others.
 """
 
 import collections

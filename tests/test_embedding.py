@@ -67,6 +67,30 @@ def test_embedding(mesh, scale):
     np.testing.assert_allclose(ours, value, rtol=1e-5, atol=1e-5)
 
 
+def test_gradient_in_another_order():
+  # A maximum passes on gradients in the order of its first argument. By hand:
+  # where a row's entry is greater than 0 its gradient is twice the entry, for
+  # each of the two places with its id.
+  mesh = mtf.Mesh(mtf.Graph(), "mesh")
+  ids = constant(mesh, np.int32([[1, 0, 1]]), mtf.convert_to_shape(
+      "batch:1,length:3").dims)
+  table = np.float32(np.arange(VOCAB * MODEL).reshape(VOCAB, MODEL) - 8)
+  embedding = GatherEmbedding(
+      mesh, VOCAB_DIM, MODEL_DIM, mtf.VariableDType(tf.float32), "embedding",
+      None)
+  y = embedding.ids_to_embedding(ids, given(mesh, "", ""))
+  zero = mtf.zeros(mesh, [MODEL_DIM, *ids.shape.dims])
+  loss = mtf.reduce_sum(mtf.square(mtf.maximum(zero, y)))
+  variable, = mesh.graph.trainable_variables
+  grad, = mtf.gradients([loss], [variable.outputs[0]])
+  found, = evaluate(lower(mesh), [grad], {"embedding": table})
+  expected = np.zeros_like(table)
+  expected[0] = 2 * np.maximum(table[0], 0)
+  expected[1] = 4 * np.maximum(table[1], 0)
+  np.testing.assert_array_equal(found, expected)
+  assert found[1].any()
+
+
 def loss_of(ours, mesh_shape="", layout="", mode="train", **options):
   """Loss, the logits' gradient; whether one-hot was used."""
   with tf.Graph().as_default():

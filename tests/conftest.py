@@ -66,6 +66,14 @@ def lower(mesh, mesh_shape="", layout=""):
   return mtf.Lowering(mesh.graph, {mesh: impl})
 
 
+def as_it_is():
+  """Runs a graph as it is: these take longer to optimise than to run."""
+  config = tf.ConfigProto(
+      intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  return config
+
+
 def evaluate(lowering, tensors, weights=None, feed=None):
   """Runs mtf tensors (None stays None) with given weights, as arrays.
 
@@ -74,7 +82,7 @@ def evaluate(lowering, tensors, weights=None, feed=None):
   """
   exported = [None if t is None else lowering.export_to_tf_tensor(t)
               for t in tensors]
-  with tf.Session() as session:
+  with tf.Session(config=as_it_is()) as session:
     session.run(tf.global_variables_initializer())
     for variable in tf.global_variables() if weights is not None else []:
       value, = [v for k, v in weights.items() if variable.op.name.endswith(k)]
@@ -149,11 +157,7 @@ class BuiltLayer:
     self._outputs |= {
         name.split("/")[-1]: t for name, t in recorded_metrics().items()}
     self._start = lowering.copy_masters_to_slices()
-    # Graphs this small take longer to optimise than to run.
-    config = tf.ConfigProto(
-        intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
-    config.graph_options.rewrite_options.disable_meta_optimizer = True
-    self._session = tf.Session(config=config)
+    self._session = tf.Session(config=as_it_is())
     self._session.run(tf.global_variables_initializer())
 
   def __call__(self, weights, x, real=None, dy=None, step=0):

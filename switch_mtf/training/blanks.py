@@ -39,11 +39,11 @@ def fill_blanks(
     checkpoint_path: which weights.
     mixture_or_task_name: span-corruption tasks; their validation splits give
       the text.
-    tokens: length of a text, blanks included; at most the run's lengths.
+    tokens: length of a text, blanks included; at most that of the run's inputs.
     examples_per_task: how many texts of each task.
     **unused_kwargs: what else a decode_fn gets.
   """
-  tokens = min(tokens, *sequence_length.values())
+  tokens = min(tokens, sequence_length["inputs"])
   task_or_mixture = seqio.get_mixture_or_task(mixture_or_task_name)
   examples = [
       (task, example) for task in seqio.get_subtasks(task_or_mixture)

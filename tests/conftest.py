@@ -18,6 +18,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 T5_GIN = pathlib.Path(t5_main.__file__).parent / "gin"
 
 
+# Files that take long. They come first, so that two processes end together.
+LONG = ("test_run_t5", "test_layouts", "test_readme", "test_decoding",
+        "test_upstream", "test_oracle_routers", "test_parity_gatings")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the files of `LONG` first; pyproject.toml keeps xdist to it."""
+  items.sort(key=lambda item: (
+      LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def fresh_graph():
   """Gives every test a TensorFlow graph of its own."""

@@ -4,7 +4,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import lower, make_context
+from conftest import as_it_is, lower, make_context
 from mesh_tensorflow.transformer import transformer, transformer_layers
 
 from switch_mtf.layers.routers import (
@@ -88,7 +88,7 @@ def evaluate_with_random_weights(mesh, tensors):
   lowering = lower(mesh)
   exported = [lowering.export_to_tf_tensor(t) for t in tensors]
   rng = np.random.default_rng(1)
-  with tf.Session() as session:
+  with tf.Session(config=as_it_is()) as session:
     for variable in tf.global_variables():
       shape = variable.shape.as_list()
       session.run(variable.initializer)

@@ -8,16 +8,17 @@ comes from a run that a user can start alone. What is finished is not run again.
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import gin
+import tensorflow.compat.v1 as tf
 from absl import flags
 
-from switch_mtf.training import report
+from switch_mtf import checks
+from switch_mtf.training import report, side_by_side
 from switch_mtf.training.hooks import INTERRUPTED, duration
 
 FINISHED = "finished.json"
@@ -30,9 +31,13 @@ def compare(
     models: dict[str, str] = gin.REQUIRED,
     seeds: Sequence[int] = (0,),
     title: str = gin.REQUIRED,
+    at_once: int = 1,
     **unused_kwargs,
 ) -> None:
   """Runs each model with each seed, then writes `<model_dir>/report/`.
+
+  Small models run faster side by side, each on its share of the cores: one run
+  cannot keep several busy. Where there is a GPU or a TPU, they take turns.
 
   Args:
     estimator: gives the model_dir; the rest of what a `train_model_fn` gets is
@@ -41,12 +46,15 @@ def compare(
     models: name to gin file, the baseline first.
     seeds: one run of each model for each; the pictures show the first.
     title: of the report.
+    at_once: how many run at the same time.
     **unused_kwargs: see `estimator`.
 
   Raises:
-    ValueError: if the model_dir is on a remote file system.
+    ValueError: if the model_dir is on a remote file system, or `at_once` is not
+      a positive whole number.
     SystemExit: if a run failed or was interrupted.
   """
+  checks.whole("compare", at_least=1, at_once=at_once)
   model_dir = estimator.model_dir
   if "://" in model_dir:
     raise ValueError(
@@ -54,16 +62,17 @@ def compare(
         f"model_dir={model_dir}. Choose another --model_dir.")
   jobs = [(name, path, seed) for seed in seeds for name, path in models.items()]
   start = time.time()
-  ran = 0
+  waiting = {}
   for number, (name, path, seed) in enumerate(jobs, start=1):
     directory = run_dir(model_dir, name, seed)
     command = _command(path, seed, directory)
-    if _is_finished(directory, command):
-      continue
-    print(f"[{number}/{len(jobs)}] {name}, seed {seed}", file=sys.stderr)
-    _run(command, directory)
-    ran += 1
-  print(f"{ran} runs in {duration(time.time() - start)}." if ran else
+    announcement = f"[{number}/{len(jobs)}] {name}, seed {seed}"
+    if not _is_finished(directory, command):
+      waiting[directory] = command, announcement
+  for directories in _in_turns(list(waiting), at_once):
+    _run({directory: waiting[directory] for directory in directories})
+  print(f"{len(waiting)} runs in {duration(time.time() - start)}."
+        if waiting else
         f"All {len(jobs)} runs were finished: drawing the report again. "
         "Another --model_dir starts anew.", file=sys.stderr)
   print(report.write(model_dir, title, list(models), list(seeds)))
@@ -99,22 +108,35 @@ def _is_finished(directory: str, command: list[str]) -> bool:
     return False
 
 
-def _run(command: list[str], directory: str) -> None:
-  """Runs one command to its end and notes that it has ended."""
-  child = subprocess.Popen(command)
-  before = signal.signal(
-      signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
-  try:
-    code = child.wait()
-  except KeyboardInterrupt:  # the terminal has sent it to the child as well
-    code = child.wait() or INTERRUPTED
-  finally:
-    signal.signal(signal.SIGTERM, before)
-  if code:
-    stopped = code in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
-    print("Stopped before the end." if stopped else
-          f"{os.path.basename(directory)} failed.",
-          "The same command goes on from here.", file=sys.stderr)
-    sys.exit(code if code > 0 else INTERRUPTED)
-  with open(os.path.join(directory, FINISHED), "w") as f:
-    json.dump(command[2:], f)
+def _in_turns(runs: list[str], at_once: int) -> list[list[str]]:
+  """Those that run at the same time, in turns."""
+  if flags.FLAGS.tpu or tf.config.list_physical_devices("GPU"):
+    at_once = 1
+  at_once = min(at_once, os.cpu_count() or 1)
+  return [runs[i:i + at_once] for i in range(0, len(runs), at_once)]
+
+
+def _run(commands: dict[str, tuple[list[str], str]]) -> None:
+  """Runs commands to their end and notes that they have ended.
+
+  Args:
+    commands: folder of the run -> its command, and what to announce it with.
+  """
+  for _, announcement in commands.values():
+    print(announcement, file=sys.stderr)
+  codes = side_by_side.run({
+      os.path.basename(directory): command
+      for directory, (command, _) in commands.items()})
+  for directory, (command, _) in commands.items():
+    if codes[os.path.basename(directory)] == 0:
+      with open(os.path.join(directory, FINISHED), "w") as f:
+        json.dump(command[2:], f)
+  if not any(codes.values()):
+    return
+  stopped = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+  failed = [name for name, code in codes.items() if code not in (0, *stopped)]
+  print(f"{' and '.join(failed)} failed." if failed else
+        "Stopped before the end.",
+        "The same command goes on from here.", file=sys.stderr)
+  code = codes[failed[0]] if failed else INTERRUPTED
+  sys.exit(code if code > 0 else INTERRUPTED)

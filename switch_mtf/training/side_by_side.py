@@ -59,10 +59,12 @@ def _start(
     commands: Mapping[str, Sequence[str]]) -> dict[str, subprocess.Popen]:
   """Starts each command on its share of the cores."""
   pipe = subprocess.PIPE if len(commands) > 1 else None
+  # Without it Python would keep what goes into a pipe until there is a lot.
+  environment = os.environ | {"PYTHONUNBUFFERED": "1"}
   children = {}
   for i, (name, command) in enumerate(commands.items()):
     children[name] = subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True)
+        command, stdout=pipe, stderr=pipe, text=True, env=environment)
     if pipe and hasattr(os, "sched_setaffinity"):
       share = sorted(os.sched_getaffinity(0))[i::len(commands)]
       # Before TensorFlow counts the cores, which it does when it is imported.

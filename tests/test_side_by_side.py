@@ -68,3 +68,23 @@ def test_sigterm_is_handed_on(names):
   codes = side_by_side.run({name: python("time.sleep(60)") for name in names})
   assert codes == {name: -signal.SIGTERM for name in names}
   assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_comes_once(tmp_path):
+  # The second takes its time to stop, and says how often it was told to.
+  slow = (
+      "import signal; told = []"
+      "\nsignal.signal(signal.SIGTERM, lambda *_: told.append(1))"
+      f"\nopen({str(tmp_path / 'ready')!r}, 'w')"
+      "\nwhile not told: time.sleep(.01)"
+      "\ntime.sleep(1); sys.exit(40 + len(told))")
+
+  def stop_when_ready():
+    while not (tmp_path / "ready").exists():
+      time.sleep(.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=stop_when_ready).start()
+  assert side_by_side.run({
+      "one": python("time.sleep(60)"), "two": python(slow),
+  }) == {"one": -signal.SIGTERM, "two": 41}

@@ -24,11 +24,14 @@ def run(commands: Mapping[str, Sequence[str]]) -> dict[str, int]:
     Name -> exit code, or minus the signal that ended it.
   """
   children = _start(commands)
+  stopping = threading.Event()
 
   def stop(*unused) -> None:
-    for child in children.values():
-      if child.poll() is None:
-        child.terminate()
+    if not stopping.is_set():  # a second signal would not wait for a checkpoint
+      stopping.set()
+      for child in children.values():
+        if child.poll() is None:
+          child.terminate()
 
   before = signal.signal(signal.SIGTERM, stop)
   printers = [
@@ -38,16 +41,14 @@ def run(commands: Mapping[str, Sequence[str]]) -> dict[str, int]:
   ]
   for printer in printers:
     printer.start()
-  stopped = False
   try:
     while None in (codes := [child.poll() for child in children.values()]):
-      if any(codes) and not stopped:
-        stopped = True  # once: a second signal would not wait for a checkpoint
+      if any(codes):
         stop()
       try:
         time.sleep(0.1)
       except KeyboardInterrupt:
-        stopped = True
+        stopping.set()
   finally:
     signal.signal(signal.SIGTERM, before)
     for printer in printers:

@@ -58,7 +58,7 @@ def test_report_of_a_profile():
 @pytest.mark.parametrize("name,kind,part", [
     ("encoder/block_000/SwitchFFN/wi/einsum/MatMul", "_MklMatMul", "matmul"),
     ("encoder/SelfAttention/q/adafactor/Mul", "Mul", "optimizer"),
-    ("enc/wi/kernel/adafactor/sums/MatMul", "_MklMatMul", "optimizer"),
+    ("enc/wi/kernel/adafactor/add_up/MatMul", "_MklMatMul", "optimizer"),
     ("enc/rms_norm_gradients/MatMul", "_MklMatMul", "norm"),
     ("encoder/SelfAttention/attention/Softmax", "Softmax", "attention"),
     ("encoder/rms_norm_1/parallel_0/mul", "Mul", "norm"),

@@ -191,6 +191,8 @@ def test_eval_decodes_and_scores_examples(trained):
   folder = trained[0] / "validation_eval"
   predictions, = folder.glob("*_200_predictions")
   assert len(predictions.read_text().splitlines()) == 8
+  targets, = folder.glob("*_targets")
+  assert targets.read_text().count("<extra_id_0>") == 8
   tags = {v.tag for path in folder.glob("events*")
           for event in tf.train.summary_iterator(str(path))
           for v in event.summary.value}
@@ -291,6 +293,9 @@ def test_demo_resumes_and_redraws(tmp_path):
                       "expert_sources_switch.png"}
   text = (report / "report.md").read_text()
   assert all(f"({name})" in text for name in pictures)
+  blanks = json.loads((tmp_path / "switch_seed0/blanks.json").read_text())
+  # 32 tokens of a word piece each, and targets long enough for their spans.
+  assert all(len(b["text"]) > 60 and "[...]" not in b["truth"] for b in blanks)
 
   (report / "curves.png").unlink()
   again = succeed(tmp_path, *flags)

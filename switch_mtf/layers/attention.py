@@ -33,8 +33,7 @@ def attention(
 
   The same numbers to float rounding; the noise of dropout is drawn alike. What
   it cannot do it leaves to upstream: TPU, the attention z-loss, an extra logit,
-  other dimensions than those below, meshes that split length or d_kv, and
-  meshes over which upstream would spread attention further.
+  other dimensions than those below, an axis that does not split q, k, v alike.
 
   Args:
     q: [batch dims, heads?, length?, d_kv] in any order - queries.
@@ -72,9 +71,8 @@ def attention(
     bias = _on_each_part(mtf.cast(bias, q.dtype), dims.shared, context)
   if not dims.queries:
     return _attend_one_query(q, k, v, bias, dims)
-  mask = _dropout_mask(
-      q, mtf.Shape(dims.logits) - (dropout_broadcast_dims or []),
-      dropout_rate) if drop else None
+  shape = mtf.Shape(dims.logits) - (dropout_broadcast_dims or [])
+  mask = _dropout_mask(q, shape, dropout_rate) if drop else None
   return _attend(q, k, v, bias, mask, dims)
 
 

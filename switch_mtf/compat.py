@@ -382,6 +382,48 @@ def remember_only_what_relu_gave() -> None:
   ops._relu_grad = relu_gradient
 
 
+def reuse_constants() -> None:
+  """Makes equal numbers in one graph one constant.
+
+  Every axis, shape and factor that an operation is given is a constant of its
+  own, a third of all operations, and TensorFlow takes as long to make one as
+  any other. Shared are Python numbers and short lists of them that stand on
+  their own: no control flow, no dependency, no place beside another. Can go
+  when building a graph is fast, or is not waited for.
+  """
+  from tensorflow.python.framework import ops
+  upstream = ops._create_graph_constant
+
+  def create(value, dtype, shape, name, verify_shape, allow_broadcast):
+    graph = ops.get_default_graph()
+    key = _constant_key(graph, value)
+    if key is None or shape is not None:
+      return upstream(value, dtype, shape, name, verify_shape, allow_broadcast)
+    if not hasattr(graph, "switch_mtf_constants"):
+      graph.switch_mtf_constants = {}
+    made = graph.switch_mtf_constants
+    key = (dtype and tf.as_dtype(dtype), *key)
+    if key not in made:
+      made[key] = upstream(
+          value, dtype, shape, name, verify_shape, allow_broadcast)
+    return made[key]
+
+  ops._create_graph_constant = create
+
+
+def _constant_key(graph: tf.Graph, value: Any) -> tuple | None:
+  """What equal constants of a graph have in common; None: not to be shared."""
+  numbers = value if isinstance(value, list | tuple) else (value,)
+  if type(graph) is not tf.Graph or len(numbers) > 8 or not all(
+      type(number) in (int, float) for number in numbers):
+    return None
+  if (graph._get_control_flow_context() or graph._control_dependencies_stack
+      or any(graph._colocation_stack.peek_objs())):
+    return None
+  return (numbers is value, *map(repr, numbers), "on",
+          *(d.display_name for d in graph._device_function_stack.peek_objs()))
+
+
 def leave_packing_as_written() -> None:
   """Keeps AutoGraph from the functions that pack and trim examples.
 
@@ -406,6 +448,7 @@ def apply() -> None:
   if FAST:
     read_variables_once()
     remember_only_what_relu_gave()
+    reuse_constants()
     leave_packing_as_written()
   open_model_fn()
   score_texts_off_tpu()

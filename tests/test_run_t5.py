@@ -1,63 +1,27 @@
 """Whole runs of `run_t5.py`, as a user starts them, on a tiny model."""
 
-import importlib
 import json
-import multiprocessing
 import os
-import pathlib
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
 import pytest
+import runs
 import tensorflow.compat.v1 as tf
 
 from switch_mtf.training import metrics
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = "tests/gin/tiny.gin"
 STEPS = 200
 LAYER = "encoder/block_000/layer_001"
 
 
-# Importing T5 takes a third of a short run. It is done once, by a process from
-# which most runs are forked.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["run_t5"])
-
-
-def command(model_dir, *flags):
-  return [sys.executable, "run_t5.py", f"--model_dir={model_dir}", *flags]
-
-
 def run(model_dir, *flags, forked=True):
-  """What the command prints and how it ends."""
-  argv = command(model_dir, *flags)
-  if not forked:
-    return subprocess.run(
-        argv, cwd=ROOT, capture_output=True, text=True, timeout=300)
-  with tempfile.TemporaryDirectory() as folder:
-    printed = [os.path.join(folder, name) for name in ("stdout", "stderr")]
-    child = FORKS.Process(target=run_in_fork, args=(argv[1:], printed))
-    child.start()
-    child.join(300)
-    child.kill()
-    child.join()
-    texts = [pathlib.Path(path).read_text() for path in printed]
-  return subprocess.CompletedProcess(argv, child.exitcode, *texts)
-
-
-def run_in_fork(argv, printed):
-  for number, path in enumerate(printed, start=1):
-    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-  sys.argv = argv
-  os.chdir(ROOT)
-  run_t5 = importlib.import_module("run_t5")
-  run_t5.console_entry_point()
+  return runs.run([f"--model_dir={model_dir}", *flags], forked=forked)
 
 
 def succeed(model_dir, *flags, forked=True):
@@ -97,9 +61,9 @@ def test_training_prints_progress_and_nothing_else(trained):
   # On a fresh machine the bundled text is prepared now.
   lines = [line for line in trained[1].stderr.splitlines()
            if not line.startswith("public_domain_text: prepared in ")]
-  # Four layers, each with SwitchFFN's default coefficient, .01.
+  # Two layers, each with SwitchFFN's default coefficient, .01.
   assert lines.pop(0) == (
-      "load_balancing_loss: 4 layers, together weighing 0.04 times their mean")
+      "load_balancing_loss: 2 layers, together weighing 0.02 times their mean")
   pattern = (r"step [\d,]+/200 \| loss \d\.\d{3} \| [\d,]+ tokens/s \| .* left")
   assert lines and all(re.fullmatch(pattern, line) for line in lines), lines
 
@@ -127,7 +91,7 @@ def test_training_learns(trained):
 
 def test_training_records_every_layer(trained):
   record = metrics.read(str(trained[0]), "train")[-1]
-  for layer in (LAYER, "decoder/block_001/layer_002"):
+  for layer in (LAYER, "decoder/block_000/layer_002"):
     assert len(record[f"{layer}/expert_load"]) == 4
     assert sum(record[f"{layer}/expert_load"]) == pytest.approx(1, abs=1e-5)
     assert 0 <= record[f"{layer}/dropped_fraction"] < 1
@@ -148,8 +112,8 @@ def test_equal_seeds_give_bit_identical_runs(trained, tmp_path):
 
 def test_interrupted_run_goes_on_as_if_it_had_not_been(trained, tmp_path):
   child = subprocess.Popen(
-      command(tmp_path, *training_flags()), cwd=ROOT, stderr=subprocess.PIPE,
-      text=True)
+      [sys.executable, "run_t5.py", f"--model_dir={tmp_path}",
+       *training_flags()], cwd=runs.ROOT, stderr=subprocess.PIPE, text=True)
   deadline = time.time() + 200
   while len(losses(tmp_path)) < 20 and time.time() < deadline:
     time.sleep(0.05)
@@ -281,6 +245,7 @@ def test_demo_resumes_and_redraws(tmp_path):
   flags = ["--gin_file=gin/experiments/demo.gin",
            *(f"--gin_param={p}" for p in (
                "train_steps = 6", "save_checkpoints_steps = 3", "d_model = 16",
+               "num_layers = 1",
                "perplexity_eval_steps = 1", "fill_blanks.examples_per_task = 1",
                "batch_size = 16", "progress.record_steps = 2"))]
   first = succeed(tmp_path, *flags, forked=False)

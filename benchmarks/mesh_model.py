@@ -158,16 +158,19 @@ def _features(spec: Spec, lengths: dict) -> dict[str, tf.Tensor]:
 
 
 def _what_a_step_updates(session: tf.Session, fetch) -> dict:
-  """Looks at every matrix before and after a step: which have changed?"""
-  sums = [
-      tf.reduce_sum(tf.cast(tf.abs(v), tf.float64),
-                    [-2, -1] if v.shape.rank > 1 else -1)
-      for v in tf.trainable_variables()]
-  before = session.run(sums)
+  """Looks at every matrix before and after a step: which have changed?
+
+  One variable after the other, so that the peak memory is that of the steps.
+  """
+  def sums():
+    return [np.sum(np.abs(session.run(v)), axis=(-1, -2)[:v.shape.rank],
+                   dtype=np.float64) for v in tf.trainable_variables()]
+
+  before = sums()
   session.run(fetch)
   updated, experts = 0, []
   for v, old, new in zip(
-      tf.trainable_variables(), before, session.run(sums), strict=True):
+      tf.trainable_variables(), before, sums(), strict=True):
     updated += v.shape.num_elements() * np.mean(old != new)
     if v.shape.rank == 3:
       experts.append(int(np.sum(old != new)))

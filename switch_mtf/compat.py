@@ -299,6 +299,23 @@ def score_texts_off_tpu() -> None:
   utils._maybe_add_pretokenized_features = add_pretokenized_features
 
 
+def decode_to_text() -> None:
+  """Makes what decoding writes and prints text where there is no TPU, too.
+
+  There the graph itself turns ids into strings, which are bytes in Python, and
+  files get "b'...'" lines. Can go when `utils.decode` looks for bytes.
+  """
+  from mesh_tensorflow.transformer import utils
+  upstream = utils.decode
+
+  @functools.wraps(upstream)
+  def decode(*args, **kwargs):
+    for text in upstream(*args, **kwargs):
+      yield text.decode("utf-8") if isinstance(text, bytes) else text
+
+  utils.decode = decode
+
+
 def keep_freed_memory() -> None:
   """Lets TensorFlow have again, at once, the memory that it gave back.
 
@@ -452,6 +469,7 @@ def apply() -> None:
     leave_packing_as_written()
   open_model_fn()
   score_texts_off_tpu()
+  decode_to_text()
 
 
 try:

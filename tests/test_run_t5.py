@@ -176,6 +176,7 @@ def test_infer_from_the_operative_config(trained, tmp_path):
   outputs = (tmp_path / "outputs-200").read_text().splitlines()
   assert len(outputs) == 3
   assert len(set(outputs)) == 1  # greedy, and nothing dropped by its neighbours
+  assert not outputs[0].startswith("b'")  # text
 
 
 def test_score_prefers_what_is_likely(trained, tmp_path):
@@ -247,7 +248,7 @@ def test_demo_resumes_and_redraws(tmp_path):
                "train_steps = 6", "save_checkpoints_steps = 3", "d_model = 16",
                "num_layers = 1",
                "perplexity_eval_steps = 1", "fill_blanks.examples_per_task = 1",
-               "batch_size = 16", "progress.record_steps = 2"))]
+               "progress.record_steps = 2"))]
   first = succeed(tmp_path, *flags, forked=False)
   assert "switch is " in first.stdout
   report = tmp_path / "report"

@@ -1,0 +1,153 @@
+"""The models of the paper: their parameters, counted in the Mesh-TF graph."""
+
+import os
+import re
+import types
+from unittest import mock
+
+import gin
+import mesh_tensorflow as mtf
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import ROOT
+from mesh_tensorflow.transformer import utils
+
+pytestmark = pytest.mark.usefixtures("clean_gin")
+
+VOCAB, BUCKETS, D_KV = 32128, 32, 64
+PARTS = {"t5", "paper_init"}  # included by models
+BATCH, INPUTS, TARGETS = 2, 16384, 8192  # whole groups for each model
+
+
+def parameters(d_model, d_ff, layers, heads, *, experts=0, every=2,
+               gated=False, tied=True, vocab=VOCAB):
+  """From the definition of T5 and of a Switch layer, section 2.
+
+  Matrices without biases; a scale for each layer norm; a table of relative
+  positions a stack; E experts and a router of d_model x E in a sparse layer.
+  """
+  attention = 4 * d_model * heads * D_KV
+  ffn = (3 if gated else 2) * d_model * d_ff
+  sparse = layers // every if experts else 0
+  ffns = (layers - sparse) * ffn + sparse * experts * (ffn + d_model)
+  encoder = layers * (attention + 2 * d_model) + ffns
+  decoder = layers * (2 * attention + 3 * d_model) + ffns
+  return (vocab * d_model * (1 if tied else 2) + encoder + decoder
+          + 2 * (d_model + BUCKETS * heads))
+
+
+BASE, LARGE = (768, 3072, 12, 12), (1024, 4096, 24, 16)
+GEGLU_BASE, GEGLU_LARGE = (768, 2048, 12, 12), (1024, 2816, 24, 16)
+XXL = (4096, 10240, 24, 64)
+GEGLU = dict(gated=True)
+UNTIED_GEGLU = dict(gated=True, tied=False)
+E128 = dict(experts=128)
+
+# The sizes, and the parameters as the paper or its recount in print has them:
+# Tables 6 to 9, section 4.2 and 5.6, Figure 4.
+MODELS = {
+    "t5_base": (BASE, {}, "222.9M"),
+    "t5_base_paper": (GEGLU_BASE, GEGLU, "222.9M"),
+    "t5_large": (LARGE, {}, "737.7M"),
+    "t5_large_paper": (GEGLU_LARGE, GEGLU, "750.3M"),
+    "t5_xxl": (XXL, UNTIED_GEGLU, "11.1B"),
+    "switch_base_e2": (BASE, dict(experts=2), "279.5M"),
+    "switch_base_e4": (BASE, dict(experts=4), "392.8M"),
+    "switch_base_e8": (BASE, dict(experts=8), "619.3M"),
+    "switch_base_e16": (BASE, dict(experts=16), "1.1B"),
+    "switch_base_e32": (BASE, dict(experts=32), "2.0B"),
+    "switch_base_e64": (BASE, dict(experts=64), "3.8B"),
+    "switch_base_e128": (BASE, E128, "7.4B"),
+    "switch_base_e256": (BASE, dict(experts=256), "14.7B"),
+    "switch_base_e128_paper": (GEGLU_BASE, E128 | GEGLU, "7.4B"),
+    "switch_base_plus_e128": ((896, 3072, 12, 16), E128, "8.7B"),
+    "moe_base_e128": (BASE, E128, "7.4B"),
+    "mswitch_base_e128": (
+        GEGLU_BASE, E128 | UNTIED_GEGLU | dict(vocab=250112), "7.8B"),
+    "switch_large_e128": (LARGE, E128, "26.3B"),
+    "switch_large_e128_paper": (GEGLU_LARGE, E128 | GEGLU, "27.1B"),
+    "switch_xxl_e128": (XXL, E128 | UNTIED_GEGLU, "394.7B"),
+    "switch_xxl_e64_paper": (XXL, dict(experts=64) | UNTIED_GEGLU, "201.4B"),
+    "switch_c_e2048": ((2080, 6144, 15, 30), dict(
+        experts=2048, every=1, tied=False), "1571.3B"),
+    "switch_c_e2048_paper": ((2080, 6144, 15, 32), dict(
+        experts=2048, every=1, tied=False), "1571.4B"),
+}
+
+
+def in_words(count):
+  return f"{count / 1e6:.1f}M" if count < 1e9 else f"{count / 1e9:.1f}B"
+
+
+def name_only(name, *args, **kwargs):
+  """Stands for tf.get_variable."""
+  scope = tf.get_variable_scope().name
+  return types.SimpleNamespace(
+      name=f"{scope}/{name}:0" if scope else f"{name}:0")
+
+
+def build(name, vocab=VOCAB):
+  """Every trainable variable of a model, by name; nothing is allocated."""
+  gin.parse_config_files_and_bindings(
+      [os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin"),
+       f"gin/models/{name}.gin"], [])
+  model = utils.build_model(
+      "bitransformer", vocab, vocab, mtf.convert_to_layout_rules(""),
+      mtf.convert_to_shape(""))
+  graph = mtf.Graph()
+  mesh = mtf.Mesh(graph, "mesh")
+  batch = mtf.Dimension("batch", BATCH)
+  inputs, targets = (
+      mtf.import_tf_tensor(
+          mesh, tf.ones([BATCH, length], tf.int32),
+          mtf.Shape([batch, mtf.Dimension("length", length)]))
+      for length in (INPUTS, TARGETS))
+  # Making TensorFlow's own variables takes most of the time.
+  with mock.patch.object(tf, "get_variable", name_only):
+    model.call_simple(inputs, targets, compute_loss=False,
+                      mode=tf.estimator.ModeKeys.TRAIN)
+  return {v.name: v.shape for v in graph.trainable_variables}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters(name):
+  sizes, options, words = MODELS[name]
+  expected = parameters(*sizes, **options)
+  assert in_words(expected) == words
+  found = build(name, options.get("vocab", VOCAB))
+  assert sum(shape.size for shape in found.values()) == expected
+
+
+def test_docs_list_every_model():
+  table = (ROOT / "docs/models.md").read_text()
+  for name, (_, _, words) in MODELS.items():
+    row, = re.findall(rf"^\| `{name}` .*$", table, re.MULTILINE)
+    assert row.endswith(f"| {words} |")
+  assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {
+      path.stem for path in (ROOT / "gin/models").glob("*.gin")} - PARTS
+
+
+def test_experts_are_in_every_second_layer():
+  # T5's released models have them in layers 1, 3, 5, ... of each stack.
+  found = build("switch_base_e8")
+  for stack, ffn in (("encoder", (1, 3)), ("decoder", (2, 5))):
+    for block in range(6):
+      scope = f"{stack}/block_{block:03d}/layer_{{:03d}}"
+      dense, sparse = (scope.format(i) for i in ffn)
+      assert f"{dense}/DenseReluDense/wi/kernel" in found
+      assert found[f"{sparse}/SwitchFFN/wi/kernel"].to_integer_list == [
+          8, 768, 3072]
+
+
+@pytest.mark.parametrize("name, in_ffn", [
+    ("switch_base_e32_attention", False),
+    ("switch_base_e32_attention_ffn", True)])
+def test_experts_in_attention(name, in_ffn):
+  # Table 10: the matrices that make queries, and keys that are values too, of
+  # every other layer.
+  found = build(name)
+  experts = [n for n, shape in found.items() if "experts" in [
+      d.name for d in shape.dims] and "router" not in n]
+  attention = [n for n in experts if "SwitchSelfAttention" in n]
+  assert len(attention) == 2 * 6 * 2
+  assert len(experts) - len(attention) == (2 * 6 * 2 if in_ffn else 0)

@@ -40,7 +40,7 @@ TRAIN = (f"--gin_file={DEMO}", "--gin_param=progress.record_steps = 1")
 INFER = ("--gin_file=infer.gin", "--gin_file=greedy_decode.gin",
          "--gin_param=infer_checkpoint_step = -1")
 # What the demo trains on; a record of it names the model and the task.
-DEMO_SPEC = dict(experts=16, vocabulary=1000, batch=32, inputs=128, targets=32)
+DEMO_SPEC = dict(experts=16, vocabulary=1000, batch=128, inputs=24, targets=6)
 POLL_SECONDS = 0.01
 LIMIT_SECONDS = 300
 

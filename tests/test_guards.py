@@ -6,6 +6,7 @@ import mesh_tensorflow as mtf
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import lower
+from mesh_tensorflow.transformer import utils
 
 import tasks  # noqa: F401
 from switch_mtf.layers import switch_ffn  # noqa: F401
@@ -61,6 +62,20 @@ def test_unknown_task_names_the_nearest():
   assert "mixture_or_task_name=public_domain_span_coruption_1k" in readable
   assert "nearest: public_domain_span_corruption_1k" in readable
   assert "MIXTURE_NAME" in readable
+
+
+@pytest.mark.parametrize("tokens, length, near", [
+    (32768, 24, 32760), (16, 24, 24)])
+def test_batch_of_broken_sequences(tokens, length, near):
+  # As upstream raises it and gin adds to it.
+  with pytest.raises(ValueError) as error:
+    utils.compute_batch_size(
+        {"inputs": length, "targets": 6}, mtf.convert_to_shape(""),
+        mtf.convert_to_layout_rules(""), ("tokens_per_batch", tokens))
+  text = guards.readable(ValueError(
+      f"{error.value}\n  In call to configurable 'run' (<function run>)"))
+  assert f"tokens={tokens}, longest sequence={length}. " in text
+  assert text.endswith(f"multiple of {length}, such as {near}.")
 
 
 def test_an_error_of_the_program_keeps_its_traceback():

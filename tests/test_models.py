@@ -79,6 +79,12 @@ def in_words(count):
   return f"{count / 1e6:.1f}M" if count < 1e9 else f"{count / 1e9:.1f}B"
 
 
+def parse(name):
+  gin.parse_config_files_and_bindings(
+      [os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin"),
+       f"gin/models/{name}.gin"], [])
+
+
 def name_only(name, *args, **kwargs):
   """Stands for tf.get_variable."""
   scope = tf.get_variable_scope().name
@@ -88,9 +94,7 @@ def name_only(name, *args, **kwargs):
 
 def build(name, vocab=VOCAB):
   """Every trainable variable of a model, by name; nothing is allocated."""
-  gin.parse_config_files_and_bindings(
-      [os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin"),
-       f"gin/models/{name}.gin"], [])
+  parse(name)
   model = utils.build_model(
       "bitransformer", vocab, vocab, mtf.convert_to_layout_rules(""),
       mtf.convert_to_shape(""))
@@ -125,6 +129,21 @@ def test_docs_list_every_model():
     assert row.endswith(f"| {words} |")
   assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {
       path.stem for path in (ROOT / "gin/models").glob("*.gin")} - PARTS
+
+
+@pytest.mark.parametrize("dense, switch", [
+    ("tiny", "switch_tiny_e16"), ("mini", "switch_mini_e16"),
+    ("t5_large", "switch_large_e128"), ("t5_xxl", "switch_xxl_e128")])
+def test_twins_have_the_same_sizes(dense, switch):
+  # Hence the same FLOPs a token. A block of switch_large has two layers.
+  sizes = []
+  for name, layers in ((dense, 1), (switch, 2 if "e128" in switch else 1)):
+    gin.clear_config()
+    parse(name)
+    sizes.append([gin.query_parameter(f"%{m}") for m in (
+        "d_model", "d_ff", "num_heads", "d_kv")]
+        + [gin.query_parameter("%num_layers") * layers])
+  assert sizes[0] == sizes[1]
 
 
 def test_experts_are_in_every_second_layer():

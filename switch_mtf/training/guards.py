@@ -55,7 +55,8 @@ def _nearest_file(path: str, search_paths: list[str]) -> str:
 
 def readable(error: Exception) -> str | None:
   """What to tell the user of an error, or None if it needs its traceback."""
-  better = explain_gin_error(error) or explain_task_error(error) or error
+  better = (explain_gin_error(error) or explain_task_error(error)
+            or explain_batch_error(error) or error)
   text = str(better).split("\n  In call to configurable")[0]
   return text if re.match(r"[\w. ]+: .* must ", text, re.DOTALL) else None
 
@@ -72,6 +73,19 @@ def explain_task_error(error: Exception) -> ValueError | None:
       "seqio: the task or mixture must be registered, with "
       f"mixture_or_task_name={name}{_near(name, known)}. Correct MIXTURE_NAME, "
       "or import the module that registers it with --module_import.")
+
+
+def explain_batch_error(error: Exception) -> ValueError | None:
+  """A better error for a batch that T5 cannot cut into sequences, or None."""
+  undivided = re.match(r"(\d+) is not divisible by (\d+)\n", str(error))
+  if not undivided:
+    return None
+  tokens, length = map(int, undivided.groups())
+  return ValueError(
+      "utils.run: the tokens of a batch must be whole sequences, with "
+      f"tokens={tokens}, longest sequence={length}. Set utils.run.batch_size "
+      f"to a number of sequences, or its tokens to a multiple of {length}, "
+      f"such as {max(tokens // length, 1) * length}.")
 
 
 def explain_gin_error(error: Exception) -> ValueError | None:

@@ -6,12 +6,14 @@ output:
 
   python run_t5.py                                   the demo
   python run_t5.py --gin_file=gin/experiments/X.gin --model_dir=DIR
+  python run_t5.py --explain --gin_file=...          what it comes to; stops
   python run_t5.py --help                            T5's flags
 
 Errors that a user can mend are printed without a traceback; `--verbosity=0`
 (the log level INFO) brings back the traceback and TensorFlow's log.
 """
 
+import importlib
 import os
 import sys
 
@@ -25,15 +27,19 @@ from switch_mtf import compat  # isort:skip  (before mesh_tensorflow and t5)
 import gin
 import tensorflow.compat.v1 as tf
 from absl import app, flags, logging
+from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer_main
 
 import tasks  # noqa: F401  (registers our tasks)
+from switch_mtf import gin_files
 from switch_mtf.training import extension, guards, hooks, metrics
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 DEMO_FLAGS = ["--gin_file=gin/experiments/demo.gin", "--model_dir=runs/demo"]
 
 FLAGS = flags.FLAGS
+flags.DEFINE_bool(
+    "explain", False, "Print what the gin files come to, write nothing, stop.")
 
 
 def main(argv: list[str]) -> None:
@@ -45,6 +51,9 @@ def main(argv: list[str]) -> None:
   _set_log_level()
   try:
     _prepare(argv)
+    if FLAGS.explain:
+      print(_explanation())
+      return
     mesh_transformer_main.main(argv)
     metrics.report_evaluations(FLAGS.model_dir)
     if hooks.StopHook.stopped:
@@ -81,13 +90,31 @@ def _prepare(argv: list[str]) -> None:
         "run_t5: --gin_file must be given with other flags, with "
         "gin_file=None. Add --gin_file=gin/experiments/demo.gin or another.")
   t5_gin = os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin")
-  guards.check_gin_files(
-      FLAGS.gin_file or [], [ROOT, t5_gin, *FLAGS.gin_location_prefix])
-  guards.check_model_dir(FLAGS.model_dir)
+  folders = [ROOT, t5_gin, *FLAGS.gin_location_prefix]
+  guards.check_gin_files(FLAGS.gin_file or [], folders)
+  mtf_gin = os.path.join(os.path.dirname(utils.__file__), "gin")
+  gin_files.check(
+      gin_files.read([os.path.join(mtf_gin, "defaults.gin"), *FLAGS.gin_file],
+                     FLAGS.gin_param or [], folders),
+      upstream=[t5_gin, mtf_gin])
+  if not FLAGS.explain:
+    guards.check_model_dir(FLAGS.model_dir)
   gin.add_config_file_search_path(ROOT)
   if FLAGS.tpu:
     compat.use_reference_variables_on_tpu()
   extension.install()
+
+
+def _explanation() -> str:
+  """The resolved configuration of the run, in words."""
+  from switch_mtf.planning import explain, plan  # costs a run's start nothing
+  for name in FLAGS.module_import or []:
+    importlib.import_module(name)
+  found = plan.plan(FLAGS.gin_file, FLAGS.gin_param or [],
+                    device="tpu_v3" if FLAGS.tpu else "cpu")
+  started = explain.comparison(found, FLAGS.model_dir)
+  return "\n".join(filter(None, (
+      started, explain.text(found, FLAGS.model_dir))))
 
 
 def console_entry_point() -> None:

@@ -1,6 +1,11 @@
 """Switch Transformers on Mesh-TensorFlow, trained through T5."""
 
+import os
 import sys
+
+if any(word.startswith("switch_mtf.") for word in getattr(
+    sys, "orig_argv", ())):  # a command of ours: TensorFlow's log is not for it
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # compat comes first, since it makes upstream importable. Only `python -m
 # switch_mtf.doctor` imports nothing here, so as to report what that raises.

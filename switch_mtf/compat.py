@@ -7,6 +7,7 @@ importing it again does nothing. Each function says what is wrong upstream and
 under which condition it can be deleted.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -16,7 +17,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,85 @@ def _model_run(mode: str, features: dict, call: dict) -> ModelRun:
       mesh_shape=call["mesh_shape"],
       layout_rules=call["layout_rules"],
       keep_checkpoint_max=call.get("keep_checkpoint_max"))
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
+  """Gives a module other attributes for a while."""
+  before = {name: getattr(module, name) for name in attributes}
+  for name, value in attributes.items():
+    setattr(module, name, value)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      setattr(module, name, value)
+
+
+@contextlib.contextmanager
+def arguments_of_model_fn() -> Iterator[dict[str, Any]]:
+  """While it is open, `utils.run` makes no model_fn, but tells what it is of.
+
+  Everything that gin decides is decided in `utils.run`, which hands it to
+  `tpu_estimator_model_fn` and keeps it. Can go when `utils.run` can return
+  what it has resolved.
+
+  Yields:
+    A dict that has the arguments of `tpu_estimator_model_fn` afterwards.
+  """
+  from mesh_tensorflow.transformer import utils
+  signature = inspect.signature(utils.tpu_estimator_model_fn)
+  found = {}
+
+  def tpu_estimator_model_fn(*args, **kwargs):
+    found.update(signature.bind(*args, **kwargs).arguments)
+    return lambda features, labels, mode, params, config: None
+
+  with _replaced(utils, tpu_estimator_model_fn=tpu_estimator_model_fn):
+    yield found
+
+
+@contextlib.contextmanager
+def graph_that_never_runs(mesh_impl: Any) -> Iterator[list]:
+  """While it is open, model_fns build a graph that holds no variable.
+
+  Extensions have no part in it.
+
+  `tpu_estimator_model_fn` chooses the mesh implementation itself, and making
+  TensorFlow's own variables takes most of the time, on TPU once for each core.
+  Can go when a mesh implementation can be handed in.
+
+  Args:
+    mesh_impl: the mtf.MeshImpl that graphs are lowered to.
+
+  Yields:
+    A list that has the mtf.Lowering of each graph afterwards.
+  """
+  import mesh_tensorflow as mtf
+  lowerings = []
+
+  class Lowering(mtf.Lowering):
+
+    def __init__(self, *args, **kwargs):
+      super().__init__(*args, **kwargs)
+      lowerings.append(self)
+
+  def given(*unused_args, **unused_kwargs):
+    return mesh_impl
+
+  def name_only(name, *unused_args, dtype=tf.float32, **unused_kwargs):
+    scope = tf.get_variable_scope().name
+    return types.SimpleNamespace(
+        name=f"{scope}/{name}:0" if scope else f"{name}:0", dtype=dtype,
+        device="")
+
+  with (_replaced(mtf.placement_mesh_impl, PlacementMeshImpl=given),
+        _replaced(mtf.simd_mesh_impl, SimdMeshImpl=given,
+                  auto_logical_to_physical_tpu=given),
+        _replaced(mtf, Lowering=Lowering),
+        _replaced(sys.modules[__name__], _extensions=[]),
+        _replaced(tf, get_variable=name_only)):
+    yield lowerings
 
 
 def order_step_reads(graph: tf.Graph) -> None:

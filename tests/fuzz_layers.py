@@ -30,6 +30,7 @@ import tensorflow.compat.v1 as tf
 from fuzz_values import Generator, Line, each
 from mesh_tensorflow.transformer import transformer
 
+from switch_mtf import mesh_errors
 from switch_mtf.layers import (  # noqa: F401  (known to gin by its import)
   initialization,
   routers,
@@ -107,7 +108,7 @@ def step(
     return _evaluate(mesh, found, mesh_shape, layout)
   except Exception as error:
     # As a training run does it.
-    better = guards.explain_mesh_error(error, mesh_shape, layout)
+    better = mesh_errors.explain(error, mesh_shape, layout)
     if better is None:
       raise
     raise better from error

@@ -9,6 +9,7 @@ from conftest import lower
 from mesh_tensorflow.transformer import utils
 
 import tasks  # noqa: F401
+from switch_mtf import mesh_errors
 from switch_mtf.layers import switch_ffn  # noqa: F401
 from switch_mtf.training import guards
 
@@ -166,7 +167,7 @@ def test_mesh_that_does_not_divide(new_mesh):
   mtf.zeros(mesh, [mtf.Dimension("batch", 8), mtf.Dimension("d_ff", 30)])
   with pytest.raises(ValueError) as error:
     lower(mesh, "data:2,model:4", "batch:data,d_ff:model")
-  better = str(guards.explain_mesh_error(
+  better = str(mesh_errors.explain(
       error.value, mtf.convert_to_shape("data:2,model:4"),
       mtf.convert_to_layout_rules("batch:data,d_ff:model")))
   assert "dimension d_ff=30, mesh axis model=4" in better
@@ -182,7 +183,7 @@ def test_two_dimensions_on_one_mesh_axis():
     layout.tensor_layout(
         mtf.convert_to_shape("batch:4,heads:2,d_kv:8"), mesh_shape)
   except ValueError as error:
-    better = str(guards.explain_mesh_error(error, mesh_shape, layout))
+    better = str(mesh_errors.explain(error, mesh_shape, layout))
   assert better == (
       "run_t5: dimensions of one tensor must be split by different mesh axes, "
       "with dimensions=batch, heads, axis=a. Change utils.run.layout_rules.")

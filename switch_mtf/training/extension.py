@@ -15,7 +15,7 @@ import sys
 import gin
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import checks, compat
+from switch_mtf import checks, compat, mesh_errors
 from switch_mtf.layers import initialization, stateless, summaries
 from switch_mtf.training import guards, hooks
 
@@ -88,7 +88,7 @@ class TrainingExtension(compat.ModelFnExtension):
       self, run: compat.ModelRun, error: Exception
   ) -> Exception | None:
     """Rewrites the errors of a mesh that does not divide a tensor."""
-    return guards.explain_mesh_error(error, run.mesh_shape, run.layout_rules)
+    return mesh_errors.explain(error, run.mesh_shape, run.layout_rules)
 
   def finish(self, run: compat.ModelRun, spec):
     """Adds what the mode needs; on TPU hooks cannot look into the step."""

@@ -1,0 +1,54 @@
+"""Command line of the planner; see `switch_mtf.planning`."""
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+
+from switch_mtf.planning import devices, report
+from switch_mtf.planning.configuration import start_graph_mode
+from switch_mtf.planning.plan import plan
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+      prog="python -m switch_mtf.planning", description=__doc__)
+  parser.add_argument("--gin_file", action="append", default=[],
+                      help="as for run_t5.py; a model alone is planned as the "
+                      "paper's pre-training")
+  parser.add_argument("--gin_param", action="append", default=[])
+  parser.add_argument("--module_import", action="append", default=["tasks"])
+  parser.add_argument("--mesh_shape", help="e.g. batch:32 or model:8,batch:64")
+  parser.add_argument("--device", choices=devices.names(),
+                      help="cpu for one processor, else tpu_v3, by default")
+  parser.add_argument("--json", action="store_true")
+  parser.add_argument("--picture", metavar="FILE",
+                      help="draw which core holds which slices")
+  return parser.parse_args()
+
+
+def main() -> int:
+  """Plans what the arguments say; 0 if it fits, 1 if not, 2 if it is wrong."""
+  arguments = _arguments()
+  # gin reports as an error each folder in which it does not find a file.
+  logging.getLogger().setLevel(logging.CRITICAL)
+  for name in arguments.module_import:
+    importlib.import_module(name)
+  start_graph_mode()
+  try:
+    found = plan(arguments.gin_file, arguments.gin_param,
+                 device=arguments.device, mesh_shape=arguments.mesh_shape)
+  except (ValueError, OSError) as error:
+    print(str(error).split("\n  In call to configurable")[0], file=sys.stderr)
+    return 2
+  print(json.dumps(found.as_dict(), indent=1) if arguments.json
+        else report.text(found))
+  if arguments.picture:
+    from switch_mtf.planning import picture
+    picture.draw(found, arguments.picture)
+  return 0 if found.advice.fits else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,176 @@
+"""Resolves gin files as `run_t5.py` would, up to the graph."""
+
+import copy
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import gin
+import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
+from mesh_tensorflow.transformer import utils
+from t5.models import mesh_transformer, mesh_transformer_main
+
+from switch_mtf import compat
+
+ROOT = pathlib.Path(__file__).parents[2]
+# What a model without a run is planned as.
+PAPER_RUN = "gin/runs/pretrain_paper.gin"
+# Nothing is written, but without a name TensorFlow makes a folder.
+NOWHERE = "model_dir"
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+  """A training run, resolved.
+
+  Attributes:
+    mode: what the gin files say: "train", "eval", ...
+    arguments: of `tpu_estimator_model_fn`, by name.
+    train_steps: of the run.
+    num_microbatches: that a step's batch is cut into.
+    model_dir: where it would write, or None.
+    device: name of the device of its processors.
+    train_model_fn: what `utils.run` would hand the run to.
+  """
+
+  mode: str
+  arguments: dict[str, Any]
+  train_steps: int
+  num_microbatches: int
+  model_dir: str | None
+  device: str
+  train_model_fn: Any
+
+  @property
+  def is_tpu(self) -> bool:
+    """Whether its layers compute as on TPU."""
+    return self.device.startswith("tpu")
+
+  @property
+  def mesh_shape(self) -> mtf.Shape:
+    """Of the run."""
+    return self.arguments["mesh_shape"]
+
+  @property
+  def layout_rules(self) -> mtf.LayoutRules:
+    """Of the run."""
+    return self.arguments["layout_rules"]
+
+  @property
+  def batch_size(self) -> int:
+    """Sequences of a step, over all processors."""
+    return self.arguments["batch_size"]
+
+  @property
+  def sequence_length(self) -> dict[str, int]:
+    """Tokens of a sequence, by feature."""
+    return self.arguments["sequence_length"]
+
+  @property
+  def tokens_per_step(self) -> int:
+    """Tokens of a step, padding included."""
+    return self.batch_size * sum(self.sequence_length.values())
+
+
+def resolve(
+    gin_files: Sequence[str],
+    gin_params: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    mesh_shape: str | None = None,
+    model_dir: str | None = None,
+) -> Configuration:
+  """Parses gin files over T5's defaults and finds out what run they are.
+
+  Args:
+    gin_files: as for `run_t5.py`. If all of them are models, the paper's
+      pre-training comes before them.
+    gin_params: bindings that win over the files.
+    device: of the run's processors; by default cpu for one, tpu_v3 for several.
+    mesh_shape: in place of `utils.run.mesh_shape`.
+    model_dir: of the run, if it is known.
+
+  Returns:
+    The run. Gin keeps its bindings, for the graph, and none from before.
+
+  Raises:
+    ValueError: where the run would raise one.
+  """
+  device = _parse(gin_files, list(gin_params), device, mesh_shape)
+  found = {}
+
+  def note_steps(estimator, vocabulary, sequence_length, batch_size,
+                 train_dataset_fn, train_steps, *args, **kwargs):
+    found["train_steps"] = train_steps
+
+  mode = _query("utils.run.mode", "train")
+  train_model_fn = copy.deepcopy(_query("utils.run.train_model_fn", None))
+  with gin.unlock_config():
+    gin.bind_parameter("utils.run.mode", "train")
+    gin.bind_parameter("utils.run.dataset_split", "train")
+    gin.bind_parameter("utils.run.train_model_fn", note_steps)
+  with compat.arguments_of_model_fn() as arguments:
+    utils.run(tpu_job_name=None, tpu=None, gcp_project=None, tpu_zone=None,
+              model_dir=model_dir or NOWHERE)
+  num_microbatches = utils.serialize_num_microbatches(
+      mtf.Dimension("batch", arguments["batch_size"]),
+      arguments["sequence_length"], arguments["mesh_shape"],
+      arguments["layout_rules"])
+  return Configuration(mode=mode, arguments=arguments, model_dir=model_dir,
+                       num_microbatches=num_microbatches, device=device,
+                       train_model_fn=train_model_fn, **found)
+
+
+def _parse(
+    gin_files: Sequence[str], gin_params: list[str], device: str | None,
+    mesh_shape: str | None,
+) -> str:
+  """Parses as T5's main does, locks the configuration, returns the device."""
+  if not gin_files:
+    raise ValueError(
+        "planning: --gin_file must be given, with gin_file=None. Add "
+        "--gin_file=gin/models/switch_base_e128.gin or another.")
+  gin.clear_config()
+  gin.add_config_file_search_path(str(ROOT))
+  gin.add_config_file_search_path(
+      os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin"))
+  first = [os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin")]
+  if all(pathlib.PurePath(path).parts[-2:-1] == ("models",)
+         for path in gin_files):
+    first.append(PAPER_RUN)
+    mesh_shape = mesh_shape or ""
+  gin.parse_config_files_and_bindings(
+      [*first, *gin_files], gin_params, finalize_config=False)
+  gin.bind_parameter("utils.run.vocabulary", mesh_transformer.get_vocabulary())
+  if mesh_shape is not None:
+    gin.bind_parameter("utils.run.mesh_shape", mesh_shape)
+  if device is None:
+    mesh = _query("utils.run.mesh_shape", "")
+    several = not isinstance(mesh, str) or mtf.convert_to_shape(mesh).size > 1
+    device = "tpu_v3" if several else "cpu"
+  if not device.startswith("tpu"):  # as in T5's main
+    for dtype in ("slice_dtype", "activation_dtype"):
+      gin.bind_parameter(f"utils.get_variable_dtype.{dtype}", "float32")
+    wanted = _query("precision.activation_dtype", None)
+    if wanted is not None:
+      gin.bind_parameter("utils.get_variable_dtype.activation_dtype", wanted)
+  gin.finalize()
+  return device
+
+
+def _query(name: str, default: Any) -> Any:
+  """A binding's value, or `default` where nothing is bound."""
+  try:
+    return gin.query_parameter(name)
+  except ValueError:
+    return default
+
+
+def start_graph_mode() -> None:
+  """What T5's main needs of TensorFlow, once a process."""
+  tf.logging.set_verbosity(tf.logging.ERROR)
+  tf.disable_v2_behavior()
+  compat.use_resource_variables()

@@ -1,0 +1,184 @@
+"""Everything that the planner finds, as one value."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import mesh_tensorflow as mtf
+
+from switch_mtf.dims import expert_capacity
+from switch_mtf.layers.switch_ffn import SwitchFFN
+from switch_mtf.planning import configuration as configurations
+from switch_mtf.planning import devices, fit, graph, memory, sizes
+from switch_mtf.planning.configuration import Configuration
+from switch_mtf.planning.devices import Device
+
+# A backward pass takes twice the FLOPs of a forward pass.
+TRAINING_PASSES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+  """The room that experts have in training.
+
+  Attributes:
+    experts: of a layer.
+    group_size: tokens of a group.
+    capacity: slots of an expert for one group.
+    expected_drops: fraction of the tokens that would find no slot, if each
+      chose an expert at random: what is to be expected before routers learn.
+  """
+
+  experts: int
+  group_size: int
+  capacity: int
+  expected_drops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a training run needs on a mesh of some device, and what it costs.
+
+  Attributes:
+    configuration: the run.
+    device: of each processor.
+    parameters: of the model.
+    flops_per_sequence: forward, by the rule of Table 9.
+    einsum_flops_per_core: of a step, forward, backward and optimizer, counted
+      in the graph as it is lowered.
+    memory: of one processor.
+    communication: of one processor and step: kind, mesh axes, bytes, count.
+    capacity: None for a dense model.
+    advice: what fits, if this does not; the largest batch if it does.
+    variables: (name, shape) of the trainable ones.
+    loss_weights: auxiliary loss -> weight of each layer's.
+  """
+
+  configuration: Configuration
+  device: Device
+  parameters: sizes.Parameters
+  flops_per_sequence: float
+  einsum_flops_per_core: float
+  memory: memory.Memory
+  communication: list[dict[str, Any]]
+  capacity: Capacity | None
+  advice: fit.Advice
+  variables: list[tuple[str, mtf.Shape]]
+  loss_weights: dict[str, list[float]]
+
+  @property
+  def training_flops(self) -> float:
+    """Of the whole run."""
+    config = self.configuration
+    return (self.flops_per_sequence * TRAINING_PASSES * config.batch_size
+            * config.train_steps)
+
+  def as_dict(self) -> dict[str, Any]:
+    """What --json prints."""
+    config = self.configuration
+    return {
+        "device": self.device.name,
+        "mesh_shape": config.mesh_shape.to_string,
+        "cores": config.mesh_shape.size,
+        "batch_size": config.batch_size,
+        "sequence_length": config.sequence_length,
+        "train_steps": config.train_steps,
+        "num_microbatches": config.num_microbatches,
+        "parameters": self.parameters.total,
+        "parameters_by_stack": self.parameters.by_stack,
+        "expert_parameters": self.parameters.experts,
+        "active_parameters_per_token": self.parameters.active_per_token,
+        "flops_per_sequence": self.flops_per_sequence,
+        "training_flops_per_sequence": (
+            TRAINING_PASSES * self.flops_per_sequence),
+        "einsum_flops_per_core_and_step": self.einsum_flops_per_core,
+        "memory_per_core": fit.memory_per_core(self.memory, self.device),
+        "memory_of_device": self.device.memory,
+        "memory_of_hosts": self.memory.masters,
+        "communication_per_step": self.communication,
+        "capacity": self.capacity and dataclasses.asdict(self.capacity),
+        "fits": self.advice.fits,
+        "largest_batch_size": self.advice.largest_batch,
+        "meshes_that_fit": self.advice.meshes,
+    }
+
+
+def plan(
+    gin_files: Sequence[str],
+    gin_params: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    mesh_shape: str | None = None,
+) -> Plan:
+  """Plans a training run.
+
+  Args:
+    gin_files: as for `run_t5.py`; models alone are planned as the paper's
+      pre-training.
+    gin_params: bindings that win over the files.
+    device: of `devices.names()`; by default cpu for one processor and tpu_v3
+      for several.
+    mesh_shape: in place of `utils.run.mesh_shape`.
+
+  Returns:
+    The plan.
+
+  Raises:
+    ValueError: what the run would raise before its first step.
+  """
+  config = configurations.resolve(
+      gin_files, gin_params, device=device, mesh_shape=mesh_shape)
+  kind = devices.device(config.device)
+  built = graph.build(config)
+  mtf_graph = built.lowering.graph
+  choices = _choices(mtf_graph)
+  needed = memory.of_training(built)
+  return Plan(
+      configuration=config, device=kind,
+      parameters=sizes.parameters(mtf_graph, choices),
+      flops_per_sequence=sizes.flops_per_sequence(
+          mtf_graph, config.sequence_length, choices),
+      einsum_flops_per_core=(
+          sizes.einsum_flops(built.lowering) / built.mesh_impl.size),
+      memory=needed,
+      communication=_communication(built, config.num_microbatches),
+      capacity=_capacity(mtf_graph),
+      advice=fit.advise(needed, config, kind, mtf_graph),
+      variables=[(v.name, v.shape) for v in sizes.originals(mtf_graph)],
+      loss_weights=built.loss_weights)
+
+
+def _choices(mtf_graph: mtf.Graph) -> int:
+  """Experts that a token is sent to; 1 for a dense model."""
+  return max((dim.size for op in mtf_graph.operations for out in op.outputs
+              for dim in out.shape.dims if dim.name == "choices"), default=1)
+
+
+def _capacity(mtf_graph: mtf.Graph) -> Capacity | None:
+  """Of the layers as gin configures them outside of any scope."""
+  if not any(sizes.is_expert(v) for v in mtf_graph.trainable_variables):
+    return None
+  layer = SwitchFFN()
+  experts, group = layer.num_experts, layer.group_size
+  factor = layer.capacity_factor_train
+  capacity = group if factor is None else expert_capacity(
+      group, experts, factor, layer.min_capacity)
+  return Capacity(experts, group, capacity,
+                  sizes.binomial_overflow(group, experts, capacity))
+
+
+def _communication(
+    built: graph.TrainingGraph, num_microbatches: int
+) -> list[dict[str, Any]]:
+  """The collectives of a step, added up by kind and mesh axes."""
+  found = {}
+  for collective in built.mesh_impl.collectives:
+    times = num_microbatches if collective.in_loop else 1
+    key = collective.kind, ",".join(collective.mesh_axes)
+    total = found.setdefault(key, {
+        "kind": key[0], "mesh_axis": key[1], "bytes": 0, "elements": 0,
+        "count": 0})
+    total["bytes"] += collective.bytes * times
+    total["elements"] += collective.elements * times
+    total["count"] += times
+  return [found[key] for key in sorted(found)]

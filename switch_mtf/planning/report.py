@@ -1,0 +1,126 @@
+"""A plan in words."""
+
+from switch_mtf.planning import fit
+from switch_mtf.planning.plan import TRAINING_PASSES, Plan
+
+HINTS = {
+    "weights": "split further: experts, d_ff, heads or vocab in layout_rules",
+    "optimizer_slots": "Adafactor's are small; another optimizer's are not",
+    "gradients": "and updates; as weights",
+    "activations": "smaller batch per core, microbatches, or more cores",
+    "overhead": "free memory between tensors, and parallel operations",
+    "dispatch": "slots of experts; lower capacity factor or as activations",
+}
+
+
+def text(plan: Plan) -> str:
+  """A plan for people.
+
+  Args:
+    plan: any.
+
+  Returns:
+    Lines of text.
+  """
+  return "\n".join([*_run(plan), "", *_model(plan), "", *_memory(plan), "",
+                    *_communication(plan), "", *_verdict(plan)])
+
+
+def _run(plan: Plan) -> list[str]:
+  config = plan.configuration
+  mesh = config.mesh_shape
+  lengths = " + ".join(
+      f"{length} of {name}" for name, length in config.sequence_length.items())
+  return [
+      f"{config.train_steps:,} steps of {config.batch_size:,} sequences "
+      f"(tokens: {lengths})" + (
+          f", {config.num_microbatches} microbatches a step"
+          if config.num_microbatches > 1 else ""),
+      f"on {mesh.size:,} {plan.device.name} "
+      f"{'core' if mesh.size == 1 else 'cores'}"
+      + (f", mesh {fit.written(mesh)}" if mesh.dims else ""),
+  ]
+
+
+def _model(plan: Plan) -> list[str]:
+  params = plan.parameters
+  stacks = ", ".join(f"{name} {_short(count)}"
+                     for name, count in sorted(params.by_stack.items()))
+  lines = [
+      f"parameters           {params.total:,} ({stacks})",
+      f"  of experts         {params.experts:,}"
+      f" ({100 * params.experts / params.total:.1f} %)",
+      f"  a token meets      {params.active_per_token:,}",
+      f"FLOPs a sequence     {_short(plan.flops_per_sequence)} forward, "
+      f"{_short(TRAINING_PASSES * plan.flops_per_sequence)} in training",
+      f"FLOPs of the run     {_short(plan.training_flops)}",
+  ]
+  if plan.device.peak_flops:
+    seconds = plan.training_flops / (
+        plan.device.peak_flops * plan.configuration.mesh_shape.size)
+    lines.append(f"  at the peak rate   {seconds / 86400:.2f} days: never less")
+  if plan.capacity:
+    room = plan.capacity
+    lines.append(
+        f"capacity             {room.capacity} slots an expert for a group of "
+        f"{room.group_size:,}; routed at random "
+        f"{100 * room.expected_drops:.1f} % of the tokens find none")
+  for name, weights in plan.loss_weights.items():
+    lines.append(f"{name:<20} {len(weights)} layers, together weighing "
+                 f"{sum(weights):.4g}")
+  return lines
+
+
+def _memory(plan: Plan) -> list[str]:
+  kinds = fit.memory_per_core(plan.memory, plan.device)
+  lines = [f"memory a core, of {in_bytes(plan.device.memory)}"]
+  for kind, size in kinds.items():
+    if size:
+      hint = HINTS.get(kind)
+      lines.append(f"  {kind:<18} {in_bytes(size):>10}"
+                   + (f"   {hint}" if hint else ""))
+  if plan.memory.masters:
+    lines.append(f"  on the hosts       {in_bytes(plan.memory.masters):>10}   the "
+                 "checkpoint's copy, of all cores")
+  return lines
+
+
+def _communication(plan: Plan) -> list[str]:
+  if not plan.communication:
+    return ["communication: none"]
+  lines = ["communication a core and step"]
+  for entry in plan.communication:
+    lines.append(f"  {entry['kind']:<10} along {entry['mesh_axis']:<16} "
+                 f"{in_bytes(entry['bytes']):>10} in {entry['count']:,}")
+  return lines
+
+
+def _verdict(plan: Plan) -> list[str]:
+  advice, config = plan.advice, plan.configuration
+  batch = f"utils.run.batch_size = {advice.largest_batch}"
+  if advice.fits:
+    return [f"fits; the largest batch that does: {batch}"]
+  lines = ["DOES NOT FIT. What does:"]
+  if advice.largest_batch:
+    lines.append(f"  {batch}, or "
+                 "serialize_num_microbatches.tokens_per_microbatch_per_replica"
+                 " for as many tokens")
+  lines += [f"  --mesh_shape={mesh}" for mesh in advice.meshes]
+  if len(lines) == 1:
+    lines.append(f"  nothing near: split more of the weights than "
+                 f"{config.layout_rules} does")
+  return lines
+
+
+def _short(count: float) -> str:
+  """1234567 as 1.23M."""
+  for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("B", 1e9),
+                     ("M", 1e6), ("k", 1e3)):
+    if count >= size:
+      return f"{count / size:.4g}{unit}"
+  return f"{count:.4g}"
+
+
+def in_bytes(size: float) -> str:
+  """A number of bytes as '1.23 GB' or '1.23 MB'."""
+  return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"

@@ -1,0 +1,93 @@
+"""What gin accepts and should not: found before a run starts."""
+
+import pytest
+
+from switch_mtf import gin_files
+
+
+def write(folder, name, text):
+  path = folder / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  return str(path)
+
+
+def complaint(*bindings):
+  with pytest.raises(ValueError) as error:
+    gin_files.check(gin_files.read([], bindings, []))
+  return str(error.value)
+
+
+def test_reads_files_in_the_order_of_gin(tmp_path):
+  write(tmp_path, "gin/parent.gin", "x = 1\ny = 2\n")
+  child = write(tmp_path, "child.gin",
+                "# a comment\ninclude 'gin/parent.gin'\n\nx = 3\n"
+                "encoder/Layer.size = %x\nLayer.sub = [@train/Other(), %y]\n")
+  found = gin_files.read([child], ["x = 4"], [str(tmp_path)])
+  assert [(b.scope, b.name, b.value, b.line) for b in found] == [
+      ("", "x", 1, 1), ("", "y", 2, 2), ("", "x", 3, 4),
+      ("encoder", "Layer.size", "x", 5),
+      ("", "Layer.sub", ["train/Other", "y"], 6), ("", "x", 4, 1)]
+  assert isinstance(found[3].value, gin_files.Macro)
+  assert isinstance(found[4].value[0], gin_files.Reference)
+  assert [b.is_macro for b in found] == [True] * 3 + [False] * 2 + [True]
+  assert found[-1].file == "--gin_param"
+
+
+def test_a_file_that_is_not_there_is_left_to_gin():
+  assert gin_files.read(["nowhere.gin"], [], []) == []
+
+
+def test_scope_that_nobody_enters():
+  assert complaint("deccoder/Layer.size = 1") == (
+      "gin: a scope must be one that is entered, with scope=deccoder, nearest: "
+      "decoder, encoder, binding=deccoder/Layer.size. Correct it in "
+      "--gin_param, line 1.")
+
+
+def test_scope_that_a_reference_enters():
+  gin_files.check(gin_files.read(
+      [], ["train/rate.start = 1", "run.rate = @train/rate()"], []))
+
+
+def test_required_macro_without_a_value():
+  text = complaint("steps = %gin.REQUIRED", "Layer.size = %gin.REQUIRED",
+                   "batch = %gin.REQUIRED", "batch = 1")
+  assert text.startswith("gin: every required value must be set, with "
+                         "unset=Layer.size, steps; required by --gin_param")
+  assert '--gin_param="steps = ..."' in text
+
+
+def test_macro_that_is_mistyped():
+  text = complaint("train_steps = 1", "run.steps = [0, {'a': %train_stps}]")
+  assert "macro=train_stps, nearest: train_steps." in text
+
+
+def test_a_dotted_macro_is_a_constant_of_some_module():
+  gin_files.check(gin_files.read([], ["run.steps = %module.CONSTANT"], []))
+
+
+@pytest.mark.parametrize("folder, line, right", [
+    ("models", "utils.run.mesh_shape = 'a:1'", "layouts"),
+    ("models", "utils.run.batch_size = 1", "runs"),
+    ("layouts", "SwitchFFN.num_experts = 4", "models"),
+    ("layouts", "train_steps = 4", "runs"),
+    ("runs", "d_model = 4", "models"),
+    ("runs", "utils.get_variable_dtype.slice_dtype = 'float32'", "layouts")])
+def test_binding_in_the_wrong_folder(tmp_path, folder, line, right):
+  path = write(tmp_path, f"gin/{folder}/mine.gin", line)
+  with pytest.raises(ValueError, match=f"belongs to {right}/"):
+    gin_files.check(gin_files.read([path], [], []))
+  # In a file of experiments anything may stand, and T5's are T5's matter.
+  path = write(tmp_path, "gin/experiments/mine.gin", line)
+  gin_files.check(gin_files.read([path], [], []))
+  gin_files.check(gin_files.read([path], [], []), upstream=[str(tmp_path)])
+
+
+@pytest.mark.parametrize("folder, line", [
+    ("models", "d_model = 4"), ("layouts", "utils.run.mesh_shape = 'a:1'"),
+    ("runs", "train_steps = 4"), ("runs", "utils.run.batch_size = 1"),
+    ("models", "dropout_rate = 0.1")])
+def test_binding_in_its_folder(tmp_path, folder, line):
+  path = write(tmp_path, f"gin/{folder}/mine.gin", line)
+  gin_files.check(gin_files.read([path], [], []))

@@ -77,13 +77,11 @@ def winogrande(x: Example) -> Example:
   Args:
     x: an example of winogrande.
   """
-  fields = ["sentence", "option1", "option2"]
-  inputs = ["winogrande"]
-  for field in fields:
-    inputs += [f"{field}:", x[field]]
   options = tf.stack(["<unk>", x["option1"], x["option2"]])
   return {
-      "inputs": tf.strings.join(inputs, " "),
+      "inputs": tf.strings.join(
+          ["winogrande sentence:", x["sentence"], "option1:", x["option1"],
+           "option2:", x["option2"]], " "),
       "targets": options[x["label"] + 1],
   }
 

@@ -47,7 +47,7 @@ def mocked_tfds(directory, sizes=None):
 
   Args:
     directory: an empty one.
-    sizes: TFDS name to number of examples, for rates; 4 for others.
+    sizes: TFDS name and version to number of examples, for rates; 4 for others.
   """
   def load(self, split, shuffle_files, seed=None, shard_info=None):
     if self.name in BY_HAND:
@@ -94,4 +94,4 @@ def store(name, features, examples_of, directory):
       features=tfds.features.FeaturesDict(features),
       split_datasets={split: list(enumerate(examples))
                       for split, examples in examples_of.items()},
-      data_dir=str(directory), disable_shuffling=True)
+      data_dir=str(directory))

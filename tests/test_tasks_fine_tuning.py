@@ -109,6 +109,19 @@ def test_the_page_lists_the_tasks_and_their_sources():
         "winogrande_xl", "natural_questions", "web_questions", "trivia_qa"])
 
 
+def test_the_page_lists_mixtures_and_bindings():
+  three = [name for name, row in tables().items() if len(row) == 3]
+  bindings = [name for name in three if "." in name]
+  assert {"tfds_data.path", "offline.value", "t5_vocabulary.path",
+          "mt5_vocabulary.path", "cache_dir.path"} <= set(bindings)
+  for binding in bindings:
+    gin.parse_config(f"{binding} = None")  # refuses what does not exist
+  mixtures = set(three) - set(bindings)
+  assert mixtures == {
+      "glue", "super_glue", "anli", "fine_tuning", "mc4_span_corruption"}
+  assert mixtures <= set(seqio.MixtureRegistry.names())
+
+
 @pytest.mark.parametrize("name, t5s", [
     ("glue_stsb", "glue_stsb_v002"), ("glue_ax", "glue_ax_v002"),
     ("super_glue_record", "super_glue_record_v102"),

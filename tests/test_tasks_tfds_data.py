@@ -134,11 +134,17 @@ def test_online_a_missing_data_set_is_prepared_once(data, capsys):
       f"{COLA}: TFDS downloads and prepares it in {data}\n")
 
 
-def test_registered_tasks_have_asked_for_nothing(data):
-  # They were registered before the environment named a directory.
-  assert not data.exists()
-  assert repr(seqio.TaskRegistry.get("glue_cola").source) == (
-      "TfdsSource(glue/cola:2.0.0)")
+def test_registering_asks_for_nothing():
+  with no_network(), mock.patch.object(
+      tfds_data, "_is_complete", side_effect=AssertionError("looked")):
+    source = tfds_data.TfdsSource(COLA)
+    task = seqio.Task(
+        "task", source=source, preprocessors=[],
+        output_features=seqio.TaskRegistry.get("glue_cola").output_features)
+    seqio.Mixture("mixture", [task], default_rate=1)
+    assert repr(source) == f"TfdsSource({COLA})"
+    with pytest.raises(AssertionError, match="looked"):
+      _ = task.splits
 
 
 # Vocabularies.

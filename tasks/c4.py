@@ -13,7 +13,7 @@ from tasks.pretrain import add_span_corruption
 from tasks.tfds_data import TfdsSource
 
 C4 = "c4/en:2.2.0"
-# mT5 was trained on 3.0.1, which this TFDS cannot prepare.
+# mT5 was trained on 3.0.1, which this TFDS does not know how to prepare.
 MC4 = "c4/multilingual:3.1.0"
 
 

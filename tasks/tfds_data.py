@@ -40,16 +40,19 @@ def ready_dir(name: str) -> str:
     name: TFDS name with version: "glue/cola:2.0.0".
 
   Raises:
-    ValueError: if the run is offline and the data set is not there.
+    ValueError: if it is not there, and the run is offline or this TFDS cannot
+      prepare it.
   """
   directory = seqio.LazyTfdsLoader(name).data_dir or data_dir()
-  if is_offline() and (
-      is_remote(directory) or not _is_complete(name, directory)):
+  if is_offline() and is_remote(directory):
     raise ValueError(_how_to_bring(name, directory))
-  if not _is_complete(name, directory):
-    print(f"{name}: TFDS downloads and prepares it in {directory}",
-          file=sys.stderr)
-    tfds.builder(name, data_dir=directory).download_and_prepare()
+  if _is_complete(name, directory):
+    return directory
+  if is_offline() or _prepared_version(name) != name.split(":")[1]:
+    raise ValueError(_how_to_bring(name, directory))
+  print(f"{name}: TFDS downloads and prepares it in {directory}",
+        file=sys.stderr)
+  tfds.builder(name, data_dir=directory).download_and_prepare()
   return directory
 
 
@@ -64,14 +67,28 @@ def _is_complete(name: str, directory: str) -> bool:
       os.path.join(directory, _folder(name), "dataset_info.json"))
 
 
+def _prepared_version(name: str) -> str:
+  """Returns the one version that this TFDS prepares; it reads older ones."""
+  name, _, config = name.split(":")[0].partition("/")
+  builder = tfds.builder_cls(name)
+  version = config and builder.builder_configs[config].version
+  return str(version or builder.VERSION)
+
+
 def _how_to_bring(name: str, directory: str) -> str:
   folder = _folder(name)
+  prepared = _prepared_version(name)
+  where = (
+      f"Where there is a network, run: tfds build {name} --data_dir=DIR."
+      if prepared == name.split(":")[1] else
+      f"TFDS {tfds.__version__} reads this version and prepares {prepared} "
+      "only: find a data directory DIR in which an older TFDS prepared it.")
   return (
       "tfds_data: the data set must be on this machine, with "
-      f"offline.value=True, data set={name}, looked for in="
-      f"{os.path.join(directory, folder)}. Where there is a network, run: tfds "
-      f"build {name} --data_dir=DIR. Copy DIR/{folder} to where it was looked "
-      f"for, or set tfds_data.path to the directory that holds {folder}.")
+      f"offline.value={is_offline()}, data set={name}, looked for in="
+      f"{os.path.join(directory, folder)}. {where} Copy DIR/{folder} to where "
+      "it was looked for, or set tfds_data.path to the directory that holds "
+      f"{folder}.")
 
 
 class TfdsSource(PreparedSource):
@@ -88,7 +105,7 @@ class TfdsSource(PreparedSource):
         the data set; None for all that the data set has.
     """
     super().__init__(name, functools.partial(ready_dir, name), splits)
-    self._name = name
+    self.name = name
 
   @property
   def splits(self) -> Iterable[str]:
@@ -97,5 +114,5 @@ class TfdsSource(PreparedSource):
     A mixture asks for the splits of all its tasks before it reads any of them:
     what is missing is found then.
     """
-    ready_dir(self._name)
+    ready_dir(self.name)
     return super().splits

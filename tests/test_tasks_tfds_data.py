@@ -55,24 +55,47 @@ def test_what_is_there_is_read_without_the_network(data):
   assert task.num_input_examples("train") == 2
 
 
-@pytest.mark.parametrize("name, data_set, folder", [
-    ("glue_cola", "glue/cola:2.0.0", "glue/cola/2.0.0"),
-    ("c4_span_corruption", "c4/en:2.2.0", "c4/en/2.2.0"),
-    ("xsum", "xsum:1.1.0", "xsum/1.1.0"),
-    ("mc4_sw_span_corruption", "c4/multilingual:3.1.0",
-     "c4/multilingual/3.1.0"),
-])
-def test_what_is_not_there_says_what_to_do(data, name, data_set, folder):
+def message(data, data_set, where, offline=True):
+  folder = data_set.replace(":", "/")
+  return (
+      "tfds_data: the data set must be on this machine, with offline.value="
+      f"{offline}, data set={data_set}, looked for in={data}/{folder}. {where} "
+      f"Copy DIR/{folder} to where it was looked for, or set tfds_data.path to "
+      f"the directory that holds {folder}.")
+
+
+@pytest.mark.parametrize("name, data_set", [
+    ("glue_cola", "glue/cola:2.0.0"), ("squad", "squad/v1.1:3.0.0"),
+    ("xsum", "xsum:1.1.0"),
+    ("mc4_sw_span_corruption", "c4/multilingual:3.1.0")])
+def test_what_is_not_there_says_what_to_do(data, name, data_set):
   go_offline()
   gin.bind_parameter("mt5_vocabulary.path", vocabularies.T5_MODEL)
   with no_network(), pytest.raises(ValueError) as error:
     read(name)
-  assert str(error.value) == (
-      "tfds_data: the data set must be on this machine, with "
-      f"offline.value=True, data set={data_set}, looked for in={data}/{folder}."
-      f" Where there is a network, run: tfds build {data_set} --data_dir=DIR. "
-      f"Copy DIR/{folder} to where it was looked for, or set tfds_data.path to "
-      f"the directory that holds {folder}.")
+  assert str(error.value) == message(data, data_set, (
+      "Where there is a network, run: tfds build "
+      f"{data_set} --data_dir=DIR."))
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_tfds_cannot_prepare_says_so(data, offline):
+  gin.bind_parameter("offline.value", offline)
+  with no_network(), pytest.raises(ValueError) as error:
+    read("c4_span_corruption")
+  assert str(error.value) == message(data, "c4/en:2.2.0", (
+      f"TFDS {tfds.__version__} reads this version and prepares 3.1.0 only: "
+      "find a data directory DIR in which an older TFDS prepared it."), offline)
+
+
+def test_tfds_prepares_every_other_data_set():
+  mixtures = map(seqio.MixtureRegistry.get,
+                 ["fine_tuning", "mc4_span_corruption"])
+  for name in {task.source.name for mixture in mixtures
+               for task in mixture.tasks}:
+    builder = tfds.builder(name, data_dir="/no/such/directory")
+    # As TFDS checks before it downloads.
+    assert builder.version == builder.canonical_version, name
 
 
 @pytest.mark.parametrize("name", ["fine_tuning", "glue", "anli"])

@@ -3,4 +3,6 @@
 The tasks know nothing of models; gin joins the two by a task's name.
 """
 
+from tasks import c4 as c4
+from tasks import fine_tuning as fine_tuning
 from tasks import pretrain as pretrain

@@ -11,7 +11,6 @@ import os
 from typing import NamedTuple
 
 import gin
-import seqio
 
 from tasks import passages, vocabularies
 from tasks.prepared import Passage, PreparedSource, cache_dir, prepare
@@ -41,24 +40,18 @@ def local_text(
   return LocalText(path, vocabulary)
 
 
-class LocalVocabulary(seqio.SentencePieceVocabulary):
-  """The vocabulary that gin names, looked up when it is first used.
+def _local_vocabulary() -> vocabularies.VocabularyFile:
+  path = local_text().vocabulary
+  if not os.path.isfile(path):
+    raise ValueError(
+        "local_text: the vocabulary must be a sentencepiece model, with "
+        f"vocabulary={path!r}, which is no file. "
+        "Set local_text.vocabulary = '<file>'.")
+  return vocabularies.VocabularyFile(path)
 
-  Tasks are registered before gin files are read.
-  """
 
-  def __init__(self):
-    super().__init__(vocabularies.T5_MODEL, extra_ids=vocabularies.EXTRA_IDS)
-
-  def _model_context(self):
-    if self._model is None:
-      self._sentencepiece_model_file = local_text().vocabulary
-      if not os.path.isfile(self._sentencepiece_model_file):
-        raise ValueError(
-            "local_text: the vocabulary must be a sentencepiece model, with "
-            f"vocabulary={self._sentencepiece_model_file!r}, which is no file. "
-            "Set local_text.vocabulary = '<file>'.")
-    return super()._model_context()
+LocalVocabulary = functools.partial(
+    vocabularies.BoundVocabulary, _local_vocabulary)
 
 
 def local_text_dir() -> str:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import gin
@@ -63,14 +63,17 @@ class PreparedSource(seqio.TfdsDataSource):
   every other access goes through `tfds_dataset`.
   """
 
-  def __init__(self, name: str, data_dir: Callable[[], str]):
+  def __init__(
+      self, name: str, data_dir: Callable[[], str],
+      splits: Iterable[str] | Mapping[str, str] | None = SPLITS):
     """Records what to read.
 
     Args:
       name: TFDS name with version.
       data_dir: prepares the data set if need be and returns its directory.
+      splits: as for seqio.TfdsDataSource.
     """
-    super().__init__(tfds_name=name, splits=SPLITS)
+    super().__init__(tfds_name=name, splits=splits)
     self._data_dir = data_dir
 
   @property

@@ -4,3 +4,4 @@ The tasks know nothing of models; gin joins the two by a task's name.
 """
 
 from tasks import pretrain as pretrain
+from tasks import stand_in_multilingual as stand_in_multilingual

@@ -4,8 +4,8 @@ One data set, with a pair of splits for each language as TFDS's c4/multilingual
 has them; a task for each language; and a mixture of all of them.
 
 T5's vocabulary was made for four languages, and most scripts are unknown to it;
-mT5's is in no package. So these tasks have a vocabulary of their own, of 4,000
-pieces, and the mixture has two names, with `_4k` and without.
+no package was found that holds mT5's. So these tasks have a vocabulary of their
+own, of 4,000 pieces, and the mixture has two names, with `_4k` and without.
 """
 
 import gin

@@ -4,8 +4,8 @@
     python -m tasks.stand_in_vocabulary
 
 It has 4,000 pieces with T5's ids for padding, end of sequence and unknown, for
-100 languages in some 30 scripts. Rare characters are written in bytes, so that
-no text holds an unknown piece.
+100 languages in their scripts. Rare characters are written in bytes, so that no
+text holds an unknown piece.
 """
 
 import os

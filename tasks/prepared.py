@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gin
 import seqio
@@ -44,6 +44,10 @@ class Passage(NamedTuple):
   document: str
 
 
+PASSAGE_FEATURES = {name: tfds.features.Text()
+                    for name in ("text", "source", "document")}
+
+
 @gin.configurable(module="tasks")
 def cache_dir(path: str | None = None) -> str:
   """Returns the directory for what is prepared or fetched.
@@ -71,7 +75,7 @@ class PreparedSource(seqio.TfdsDataSource):
     Args:
       name: TFDS name with version.
       data_dir: prepares the data set if need be and returns its directory.
-      splits: as for seqio.TfdsDataSource.
+      splits: those of the task, or a mapping from them to the data set's.
     """
     super().__init__(tfds_name=name, splits=splits)
     self._data_dir = data_dir
@@ -92,17 +96,21 @@ class PreparedSource(seqio.TfdsDataSource):
 def prepare(
     name: str,
     version: str,
-    passages: Callable[[], Mapping[str, Sequence[Passage]]],
+    examples: Callable[[], Mapping[str, Sequence[NamedTuple]]],
     data_dir: str,
+    features: Mapping[str, Any] | None = None,
 ) -> str:
   """Writes a TFDS data set unless it is there.
 
   Args:
     name: TFDS name.
     version: TFDS version.
-    passages: reads the text; called only if the data set must be written.
-      Returns the passages of each split.
+    examples: reads the data; called only if the data set must be written.
+      Returns the examples of each split: passages, or other tuples with a
+      field `key`, whose other fields are the features.
     data_dir: directory of data sets.
+    features: TFDS feature of each field but the key; if None, those of a
+      passage.
 
   Returns:
     `data_dir`, for tfds.builder.
@@ -115,7 +123,7 @@ def prepare(
     return data_dir
   start = time.time()
   with temporary_directory(data_dir, name) as temporary:
-    _write(name, version, passages(), temporary)
+    _write(name, version, examples(), temporary, features or PASSAGE_FEATURES)
     _move(os.path.join(temporary, name, version), final)
   print(f"{name}: prepared in {final} ({time.time() - start:.0f} s)",
         file=sys.stderr)
@@ -128,26 +136,27 @@ def _is_complete(path: str) -> bool:
 
 
 def _write(
-    name: str, version: str, passages: Mapping[str, Sequence[Passage]],
-    data_dir: str) -> None:
-  text = tfds.features.Text()
+    name: str, version: str, examples: Mapping[str, Sequence[NamedTuple]],
+    data_dir: str, features: Mapping[str, Any]) -> None:
   tfds.disable_progress_bar()
   # TFDS refuses more files than examples.
-  num_shards = min(NUM_SHARDS, *(len(passages[split]) for split in SPLITS))
+  num_shards = min(NUM_SHARDS, *map(len, examples.values()))
   # TFDS announces a download of unknown size; there is none.
   with contextlib.redirect_stdout(io.StringIO()):
     tfds.dataset_builders.store_as_tfds_dataset(
         name=name,
         version=version,
-        features=tfds.features.FeaturesDict(
-            {"text": text, "source": text, "document": text}),
-        split_datasets={
-            split: [(p.key, {"text": p.text, "source": p.source,
-                             "document": p.document}) for p in passages[split]]
-            for split in SPLITS},
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={split: list(map(_key_and_features, of_split))
+                        for split, of_split in examples.items()},
         data_dir=data_dir,
-        description="Passages of text; see the tasks directory of switch_mtf.",
+        description="See the tasks directory of switch_mtf.",
         download_config=tfds.download.DownloadConfig(num_shards=num_shards))
+
+
+def _key_and_features(example: NamedTuple) -> tuple[str, dict[str, Any]]:
+  fields = example._asdict()
+  return fields.pop("key"), fields
 
 
 def _move(fresh: str, final: str) -> None:

@@ -9,6 +9,7 @@ sequence and unknown.
 
 import io
 import os
+from typing import Any
 
 import sentencepiece
 
@@ -18,13 +19,14 @@ from tasks.vocabularies import small_model
 THOUSANDS = (1, 4)
 
 
-def train(sentences: list[str], num_pieces: int) -> bytes:
+def train(sentences: list[str], num_pieces: int, **options: Any) -> bytes:
   """Returns a serialized unigram model with T5's special ids.
 
   Args:
     sentences: lines of text; the same lines in the same order give the same
       bytes.
     num_pieces: size, including the three special pieces.
+    **options: of sentencepiece, in place of those for English.
   """
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
@@ -32,8 +34,8 @@ def train(sentences: list[str], num_pieces: int) -> bytes:
       model_writer=model,
       vocab_size=num_pieces,
       model_type="unigram",
-      character_coverage=0.99999,
-      normalization_rule_name="nmt_nfkc",
+      **{"character_coverage": 0.99999,
+         "normalization_rule_name": "nmt_nfkc"} | options,
       max_sentence_length=1 << 20,
       pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
       pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>",

@@ -1,4 +1,4 @@
-"""The vocabularies: T5's, mT5's, and two small ones for runs on a CPU.
+"""The vocabularies: T5's, mT5's, and small ones for runs on a CPU.
 
 All have pad 0, end of sequence 1, unknown 2, and 100 sentinels at the end, the
 first sentinel having the highest id.
@@ -17,6 +17,7 @@ EXTRA_IDS = 100
 
 _DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
 T5_MODEL = os.path.join(_DATA, "spiece.model")
+MULTILINGUAL_MODEL = os.path.join(_DATA, "multilingual_4k.model")
 
 
 def small_model(thousands: int) -> str:
@@ -112,3 +113,4 @@ T5 = BoundVocabulary(t5_vocabulary)
 MT5 = BoundVocabulary(mt5_vocabulary)
 SMALL_1K = vocabulary(small_model(1))
 SMALL_4K = vocabulary(small_model(4))
+MULTILINGUAL_4K = vocabulary(MULTILINGUAL_MODEL)

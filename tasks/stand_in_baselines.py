@@ -1,0 +1,156 @@
+"""What the stand-ins' metrics are worth: figures without a model, and a run's.
+
+    python -m tasks.stand_in_baselines [--model_dir=DIR]
+
+For each stand-in whose data was fetched it prints what the task's own metrics
+give, on the validation split, to a simple answer: the most frequent label, the
+title itself, the first words of the article. With a model_dir, also what was
+measured there, by gin/runs/task_metrics.gin.
+"""
+
+import argparse
+import collections
+import glob
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from tasks import stand_in_multilingual, stand_ins
+from tasks.stand_in_data import (
+    ACCEPTABILITY,
+    CLOSED_BOOK,
+    HEADLINE,
+    SENTIMENT,
+    STAND_INS,
+    Article,
+    Question,
+    Sentence,
+    read_examples,
+)
+
+Scores = dict[str, float]
+
+
+def score(task: str, targets: Sequence, predictions: Sequence) -> Scores:
+  """Returns what a task's metrics make of predictions.
+
+  Args:
+    task: its name.
+    targets: as the task's postprocess_fn gives them.
+    predictions: the same.
+  """
+  return {name: float(value)
+          for metric in seqio.TaskRegistry.get(task).metric_fns
+          for name, value in metric(targets, predictions).items()}
+
+
+def most_frequent_label(
+    task: str, train: list[Sentence], validation: list[Sentence]) -> Scores:
+  """Scores the most frequent label of the training split."""
+  counts = collections.Counter(ex.label for ex in train)
+  (label, _), = counts.most_common(1)
+  return score(task, [ex.label for ex in validation], [label] * len(validation))
+
+
+def most_frequent_answer(
+    task: str, train: list[Question], validation: list[Question]) -> Scores:
+  """Scores the most frequent answer of the training split."""
+  counts = collections.Counter(ex.answers[0] for ex in train)
+  # Of equally frequent ones the first in the alphabet.
+  answer = min(counts, key=lambda a: (-counts[a], a))
+  return score(
+      task, [ex.answers for ex in validation], [answer] * len(validation))
+
+
+def copied_question(
+    task: str, train: list[Question], validation: list[Question]) -> Scores:
+  """Scores the title in place of an answer."""
+  return score(task, [ex.answers for ex in validation],
+               [ex.question for ex in validation])
+
+
+def first_words(
+    task: str, train: list[Article], validation: list[Article]) -> Scores:
+  """Scores the article's beginning, as long as a headline is on average."""
+  words = round(np.mean([len(ex.summary.split()) for ex in train]))
+  return score(task, [ex.summary for ex in validation],
+               [" ".join(ex.document.split()[:words]) for ex in validation])
+
+
+BASELINES = {
+    ACCEPTABILITY: (most_frequent_label,),
+    SENTIMENT: (most_frequent_label,),
+    CLOSED_BOOK: (most_frequent_answer, copied_question),
+    HEADLINE: (first_words,),
+}
+
+
+def token_frequencies(
+    mixture: str, lengths: dict[str, int], train_examples: int,
+    validation_examples: int) -> Scores:
+  """Returns the loss of a model that knows how frequent tokens are, no more.
+
+  Args:
+    mixture: of span-corruption tasks.
+    lengths: of inputs and targets.
+    train_examples: how many to count tokens in.
+    validation_examples: how many to measure on.
+
+  Returns:
+    "neg_log_perplexity" in nats a token of the targets, with one more of each
+      token than was counted.
+  """
+  provider = seqio.get_mixture_or_task(mixture)
+  size = provider.output_features["targets"].vocabulary.vocab_size
+  counts, measured = (
+      np.bincount(np.concatenate([ex["targets"] for ex in provider.get_dataset(
+          lengths, split, shuffle=True, seed=0).take(examples)
+          .as_numpy_iterator()]), minlength=size)
+      for split, examples in (("train", train_examples),
+                              ("validation", validation_examples)))
+  log_probs = np.log((counts + 1) / (counts.sum() + size))
+  return {"neg_log_perplexity":
+              float((measured * log_probs).sum() / measured.sum())}
+
+
+def measured(model_dir: str) -> Iterator[tuple[str, int, float]]:
+  """Yields (metric, step, value) from the events of T5's evaluation."""
+  for path in sorted(glob.glob(
+      os.path.join(model_dir, "validation_eval", "events.out.*"))):
+    for event in tf.compat.v1.train.summary_iterator(path):
+      for value in event.summary.value:
+        yield value.tag, event.step, value.simple_value
+
+
+def _show(figures: Scores) -> str:
+  return ", ".join(f"{name} {value:.2f}" for name, value in figures.items()
+                   if not math.isnan(value))
+
+
+def main() -> None:
+  """Prints the figures."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--model_dir", help="of a run of the stand-ins")
+  model_dir = parser.parse_args().model_dir
+  for name, baselines in BASELINES.items():
+    examples = read_examples(
+        stand_ins.fetched_file(name), STAND_INS[name].example)
+    sizes = " + ".join(f"{len(examples[split]):,} {split}"
+                       for split in ("train", "validation"))
+    for baseline in baselines:
+      figures = baseline(name, examples["train"], examples["validation"])
+      print(f"{name} ({sizes}) | {baseline.__name__}: {_show(figures)}")
+  figures = token_frequencies(
+      stand_in_multilingual.MIXTURE, {"inputs": 64, "targets": 16}, 5000, 1000)
+  print(f"{stand_in_multilingual.MIXTURE} | token_frequencies: "
+        f"{_show(figures)}")
+  for tag, step, value in measured(model_dir) if model_dir else ():
+    print(f"{tag} | step {step:,} | {value:.2f}")
+
+
+if __name__ == "__main__":
+  main()

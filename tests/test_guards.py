@@ -54,6 +54,15 @@ def test_unknown_binding_names_the_nearest(binding, text):
   assert "line 1" in readable
 
 
+def test_what_a_gin_file_asks_for(clean_gin):
+  gin.parse_config("input_filename = %gin.REQUIRED")
+  with pytest.raises(ValueError) as error:
+    gin.finalize()
+  readable = guards.readable(error.value)
+  assert "input_filename=None" in readable
+  assert '--gin_param="input_filename = ..."' in readable
+
+
 def test_unknown_task_names_the_nearest():
   import seqio
   with pytest.raises(ValueError) as error:

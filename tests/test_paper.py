@@ -18,8 +18,8 @@ FOLDER = "gin/experiments/paper/"
 MEGA = 2**20  # tokens
 
 # Tables 1 to 11 row by row, as printed: file -> model, tokens a batch, steps,
-# what the paper has for it. Where it gives neither batch nor steps they are those
-# of docs/paper.md.
+# the paper's figures. Where it states neither batch nor steps they are those of
+# docs/paper.md.
 ROWS = {
     "table1/t5_base": ("t5_base", MEGA // 2, 100_000, "-1.731 1600"),
     "table1/t5_large": ("t5_large", MEGA // 2, 250_000, "-1.550 131.1 470"),

@@ -89,8 +89,14 @@ def explain_batch_error(error: Exception) -> ValueError | None:
 
 
 def explain_gin_error(error: Exception) -> ValueError | None:
-  """A better error for a binding that names nothing, or None."""
+  """A better error for a binding that names nothing or is missing, or None."""
   text = str(error)
+  missing = re.search(r"(\w+)/macro\.value set to `%gin.REQUIRED`", text)
+  if missing:
+    name = missing.group(1)
+    return ValueError(
+        f"gin: what a gin file asks for must be given, with {name}=None. Add "
+        f'--gin_param="{name} = ...".')
   unknown = re.search(
       r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", text)
   if unknown:

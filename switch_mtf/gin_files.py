@@ -21,7 +21,8 @@ REQUIRED = "gin.REQUIRED"
 # What may be bound in a file of each folder: a file of layouts nothing else,
 # the others none of another's.
 LAYOUT = (r"utils\.run\.(mesh_|layout_)|precision\.|"
-          r"(utils\.)?(get_variable_dtype|tpu_mesh_shape)\.")
+          r"(utils\.)?(get_variable_dtype|tpu_mesh_shape)\.|"
+          r"(utils\.)?tpu_estimator_model_fn\.outer_batch_size")
 MODEL = (r"(Switch\w+|\w+Router|init_scale|DenseReluDense|transformer)\.|"
          r"(d_model|d_ff|num_layers|num_heads|d_kv|num_experts)$")
 RUN = r"utils\.run\."
@@ -120,9 +121,7 @@ def _statements(
           scope, name, statement.value, file, statement.location.line_num)
 
 
-def check(
-    bindings: Sequence[Binding], upstream: Sequence[str] = ()
-) -> None:
+def check(bindings: Sequence[Binding], upstream: Sequence[str] = ()) -> None:
   """Raises ValueError for what gin would accept and should not.
 
   Args:
@@ -132,21 +131,20 @@ def check(
   Raises:
     ValueError: naming the first mistake, with the nearest legal name.
   """
-  looked_at = [b for b in bindings if not b.file.startswith(tuple(upstream))]
-  _check_scopes(looked_at, bindings)
-  _check_folders(looked_at)
-  _check_macros(bindings)
+  check_scopes(bindings, upstream)
+  check_folders(bindings, upstream)
+  check_macros(bindings)
 
 
-def _check_scopes(
-    looked_at: Sequence[Binding], bindings: Sequence[Binding]
-) -> None:
+def check_scopes(
+    bindings: Sequence[Binding], upstream: Sequence[str] = ()) -> None:
+  """Raises ValueError for a scope that nothing enters; see `check`."""
   legal = set(SCOPES)
   for binding in bindings:
     for value in _flat(binding.value):
       if isinstance(value, Reference):
         legal |= set(value.split("/")[:-1])
-  for binding in looked_at:
+  for binding in _ours(bindings, upstream):
     for scope in filter(None, binding.scope.split("/")):
       if scope not in legal:
         raise ValueError(
@@ -155,8 +153,10 @@ def _check_scopes(
             f"Correct it in {binding.place}.")
 
 
-def _check_folders(looked_at: Sequence[Binding]) -> None:
-  for binding in looked_at:
+def check_folders(
+    bindings: Sequence[Binding], upstream: Sequence[str] = ()) -> None:
+  """Raises ValueError for a binding in the wrong folder; see `check`."""
+  for binding in _ours(bindings, upstream):
     kind = os.path.basename(os.path.dirname(binding.file))
     right = _right_folder(binding.name, kind)
     if right != kind:
@@ -164,6 +164,11 @@ def _check_folders(looked_at: Sequence[Binding]) -> None:
           f"gin: a file of {kind}/ must not bind what belongs to {right}/, "
           f"with binding={binding.name}. Move it from {binding.place} to a "
           f"file of {right}/ or of experiments/.")
+
+
+def _ours(
+    bindings: Sequence[Binding], upstream: Sequence[str]) -> list[Binding]:
+  return [b for b in bindings if not b.file.startswith(tuple(upstream))]
 
 
 def _right_folder(name: str, kind: str) -> str:
@@ -179,10 +184,14 @@ def _right_folder(name: str, kind: str) -> str:
   return kind
 
 
-def _check_macros(bindings: Sequence[Binding]) -> None:
-  """Raises ValueError for macros that are required or used, and have no value.
+def check_macros(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for what is required or used, and has no value.
 
-  Parameters that must be set come under the same rule.
+  Args:
+    bindings: of a run, in order: of one that is complete.
+
+  Raises:
+    ValueError: naming all that is required, or the first macro that is used.
   """
   last = {(binding.scope, binding.name): binding for binding in bindings}
   unset = [b for b in last.values() if b.value == Macro(REQUIRED)]

@@ -6,32 +6,39 @@ import re
 
 import gin
 import pytest
+import seqio
 from conftest import ROOT, T5_GIN
 from mesh_tensorflow.transformer import utils
 
 import tasks  # noqa: F401
+from switch_mtf import gin_files
 
 pytestmark = pytest.mark.usefixtures("clean_gin")
 
 FILES = sorted(
     p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/**/*.gin"))
-# Phases stand on top of gin/runs/pretrain.gin, as in train_then.phases.
-PHASES = ("perplexity_eval", "eval_by_source", "fill_blanks")
-# gin checks no scope: `deccoder/X.y = 1` would parse and do nothing.
-SCOPES = {"attention", "encoder", "decoder", "student", "teacher"}
-
-
-def bindings(path):
-  """(scope, name) of what a file binds itself, macros without a dot too."""
-  text = re.sub(r"#.*", "", (ROOT / path).read_text())
-  found = re.findall(r"^([\w/]*/)?([\w.]+)\s*=", text, re.MULTILINE)
-  return [(scope.rstrip("/"), name) for scope, name in found]
+# Phases stand on top of a run, as in train_then.phases or after its experiment.
+PHASES = ("perplexity_eval", "eval_by_source", "fill_blanks", "eval", "infer",
+          "score", "export")
+# What a user must say, and no file can.
+ASKED = ("init_checkpoint", "input_filename", "output_filename",
+         "inputs_filename", "targets_filename", "scores_filename",
+         "export_path")
+# Files of gin/experiments/ that others include; the rest can be started.
+PARTS = ("demo_text", "common", "pretrain", "finetune", "parts_of_8")
+EXPERIMENTS = [f for f in FILES if f.startswith("gin/experiments/")
+               and pathlib.Path(f).stem not in PARTS]
 
 
 def parse(path):
   gin.parse_config_file(
       os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin"))
   gin.parse_config_file(path)
+
+
+def answer():
+  """Binds what only a user can."""
+  gin.parse_config([f"{name} = 'somewhere'" for name in ASKED])
 
 
 def test_there_are_files_of_every_kind():
@@ -46,39 +53,58 @@ def test_file_parses(path):
   parse(path)
 
 
-@pytest.mark.parametrize(
-    "path", [f for f in FILES if f.startswith("gin/experiments/")
-             and not f.endswith("demo_text.gin")])
+@pytest.mark.parametrize("path", EXPERIMENTS)
 def test_experiment_is_complete(path):
   # finalize() raises if a macro is still %gin.REQUIRED, or unknown.
   parse(path)
+  answer()
   gin.finalize()
   assert gin.query_parameter("%train_steps") > 0
+  defaults = os.path.join(os.path.dirname(utils.__file__), "gin/defaults.gin")
+  gin_files.check(
+      gin_files.read([defaults, path], [f"{name} = 'x'" for name in ASKED],
+                     [str(ROOT), str(T5_GIN)]),
+      upstream=[str(T5_GIN), os.path.dirname(defaults)])
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS)
+def test_experiment_names_a_task(path):
+  parse(path)
+  known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  assert gin.query_parameter("%MIXTURE_NAME") in known
+
+
+@pytest.mark.parametrize("phase", [
+    "eval", "infer", "score", "export", "perplexity_eval"])
+def test_phase_completes_a_run(phase):
+  parse("gin/experiments/demo_switch.gin")
+  parse(f"gin/runs/{phase}.gin")
+  answer()
+  gin.finalize()
+  assert gin.query_parameter("utils.run.mode") != "train"
+
+
+@pytest.mark.parametrize("path, name", [
+    ("gin/runs/infer.gin", "input_filename"),
+    ("gin/runs/score.gin", "scores_filename"),
+    ("gin/runs/export.gin", "export_path"),
+    ("gin/experiments/paper/table5/t5_base.gin", "init_checkpoint")])
+def test_what_is_asked_cannot_be_left_out(path, name):
+  parse("gin/experiments/demo_switch.gin")
+  parse(path)
+  assert name in ASKED
+  gin.parse_config([f"{other} = 'somewhere'" for other in ASKED
+                    if other != name])
+  with pytest.raises(ValueError, match=name):
+    gin.finalize()
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_scopes_are_known(path):
-  used = {part for scope, _ in bindings(path) for part in scope.split("/")}
-  assert used - {""} <= SCOPES
-
-
-@pytest.mark.parametrize("path", FILES)
-def test_bindings_stand_in_the_right_folder(path):
-  kind = path.split("/")[1]
-  names = {name for _, name in bindings(path)}
-  layout = {n for n in names if re.match(
-      r"utils\.(run\.(mesh_|layout_)|get_variable_dtype)|precision\.", n)}
-  model = {n for n in names if re.match(
-      r"(Switch\w+|\w+Router|init_scale|DenseReluDense|transformer)\.|"
-      r"d_model|d_ff|num_layers|num_heads|d_kv|num_experts", n)}
-  if kind == "layouts":
-    assert names == layout
-  else:
-    assert not layout
-  if kind == "runs":
-    assert not model
-  if kind == "models":
-    assert not {n for n in names if n.startswith("utils.run")}
+def test_scopes_are_entered_and_folders_right(path):
+  bindings = gin_files.read([path], [], [str(ROOT), str(T5_GIN)])
+  assert bindings or pathlib.Path(path).stem == "t5_base"
+  gin_files.check_scopes(bindings, upstream=[str(T5_GIN)])
+  gin_files.check_folders(bindings, upstream=[str(T5_GIN)])
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -62,6 +62,8 @@ MODELS = {
     "switch_base_e128_paper": (GEGLU_BASE, E128 | GEGLU, "7.4B"),
     "switch_base_plus_e128": ((896, 3072, 12, 16), E128, "8.7B"),
     "moe_base_e128": (BASE, E128, "7.4B"),
+    "mt5_base": (
+        GEGLU_BASE, UNTIED_GEGLU | dict(vocab=250112), "582.4M"),
     "mswitch_base_e128": (
         GEGLU_BASE, E128 | UNTIED_GEGLU | dict(vocab=250112), "7.8B"),
     "switch_large_e128": (LARGE, E128, "26.3B"),
@@ -72,6 +74,12 @@ MODELS = {
         experts=2048, every=1, tied=False), "1571.3B"),
     "switch_c_e2048_paper": ((2080, 6144, 15, 32), dict(
         experts=2048, every=1, tied=False), "1571.4B"),
+}
+# For one CPU, with a vocabulary of 4,096 ids.
+SMALL = {
+    "small": ((256, 1024, 4, 4), dict(vocab=4096), "8.4M"),
+    "switch_small_e16": (
+        (256, 1024, 4, 4), dict(vocab=4096, experts=16), "39.9M"),
 }
 
 
@@ -113,9 +121,9 @@ def build(name, vocab=VOCAB):
   return {v.name: v.shape for v in graph.trainable_variables}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | SMALL)
 def test_parameters(name):
-  sizes, options, words = MODELS[name]
+  sizes, options, words = (MODELS | SMALL)[name]
   expected = parameters(*sizes, **options)
   assert in_words(expected) == words
   found = build(name, options.get("vocab", VOCAB))
@@ -127,17 +135,22 @@ def test_docs_list_every_model():
   for name, (_, _, words) in MODELS.items():
     row, = re.findall(rf"^\| `{name}` .*$", table, re.MULTILINE)
     assert row.endswith(f"| {words} |")
+  for name, (_, _, words) in SMALL.items():
+    row, = re.findall(rf"^\| `{name}` .*$", table, re.MULTILINE)
+    assert words in row
   assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {
       path.stem for path in (ROOT / "gin/models").glob("*.gin")} - PARTS
 
 
 @pytest.mark.parametrize("dense, switch", [
     ("tiny", "switch_tiny_e16"), ("mini", "switch_mini_e16"),
-    ("t5_large", "switch_large_e128"), ("t5_xxl", "switch_xxl_e128")])
+    ("small", "switch_small_e16"), ("t5_large", "switch_large_e128"),
+    ("t5_xxl", "switch_xxl_e128")])
 def test_twins_have_the_same_sizes(dense, switch):
-  # Hence the same FLOPs a token. A block of switch_large has two layers.
+  # Hence the same FLOPs a token. A block may be of two layers, one sparse.
   sizes = []
-  for name, layers in ((dense, 1), (switch, 2 if "e128" in switch else 1)):
+  blocks = 2 if "e128" in switch or "small" in switch else 1
+  for name, layers in ((dense, 1), (switch, blocks)):
     gin.clear_config()
     parse(name)
     sizes.append([gin.query_parameter(f"%{m}") for m in (

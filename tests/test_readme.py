@@ -69,6 +69,8 @@ def test_runs_in_order(tmp_path):
     {m for m in re.findall(r"python -m ([\w.]+)", README)}))
 def test_modules_exist(module):
   spec = importlib.util.find_spec(module)
+  if spec.submodule_search_locations:  # a package
+    spec = importlib.util.find_spec(f"{module}.__main__")
   with open(spec.origin) as f:
     assert 'if __name__ == "__main__"' in f.read()
 

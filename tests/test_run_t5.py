@@ -13,6 +13,7 @@ import pytest
 import runs
 import tensorflow.compat.v1 as tf
 
+from benchmarks.scale import free_ports
 from switch_mtf.training import metrics
 
 TINY = "tests/gin/tiny.gin"
@@ -146,12 +147,9 @@ def test_perplexity_eval(trained):
 
 def test_eval_decodes_and_scores_examples(trained):
   succeed(
-      trained[0], f"--gin_file={TINY}", "--gin_file=eval.gin",
+      trained[0], f"--gin_file={TINY}", "--gin_file=gin/runs/eval.gin",
       "--gin_param=eval_checkpoint_step = -1",
-      "--gin_param=utils.run.batch_size = 4",
-      "--gin_param=utils.run.dataset_split = 'validation'",
-      "--gin_param=mesh_eval_dataset_fn.seed = 0",
-      "--gin_param=mesh_eval_dataset_fn.num_eval_examples = 8")
+      "--gin_param=eval_batch_size = 4", "--gin_param=eval_examples = 8")
   folder = trained[0] / "validation_eval"
   predictions, = folder.glob("*_200_predictions")
   assert len(predictions.read_text().splitlines()) == 8
@@ -169,8 +167,7 @@ def test_infer_from_the_operative_config(trained, tmp_path):
   inputs.write_text("The state of the <extra_id_0> is strong.\n" * 3)
   succeed(
       trained[0], f"--gin_file={trained[0]}/operative_config.gin",
-      "--gin_file=infer.gin", "--gin_file=greedy_decode.gin",
-      "--gin_param=infer_checkpoint_step = -1",
+      "--gin_file=gin/runs/infer.gin", "--gin_file=greedy_decode.gin",
       f"--gin_param=input_filename = '{inputs}'",
       f"--gin_param=output_filename = '{tmp_path}/outputs'")
   outputs = (tmp_path / "outputs-200").read_text().splitlines()
@@ -178,19 +175,93 @@ def test_infer_from_the_operative_config(trained, tmp_path):
   assert len(set(outputs)) == 1  # greedy, and nothing dropped by its neighbours
   assert not outputs[0].startswith("b'")  # text
 
+  succeed(
+      trained[0], f"--gin_file={TINY}", "--gin_file=gin/runs/export.gin",
+      f"--gin_param=export_path = '{tmp_path}/export'")
+  assert exported(tmp_path / "export", "The state of the <extra_id_0> is "
+                  "strong.") == outputs[0]
+
+
+def exported(folder, text):
+  """What the SavedModel in a folder makes of a string."""
+  path, = folder.iterdir()
+  with tf.Session() as session:
+    model = tf.saved_model.loader.load(session, ["serve"], str(path))
+    signature = model.signature_def["serving_default"]
+    output, = session.run(
+        signature.outputs["outputs"].name,
+        {signature.inputs["inputs"].name: [text]})
+  return output.decode()
+
 
 def test_score_prefers_what_is_likely(trained, tmp_path):
   (tmp_path / "inputs").write_text("The law of the <extra_id_0>.\n" * 2)
   (tmp_path / "targets").write_text("<extra_id_0> the\n<extra_id_0> Zanzibar\n")
   succeed(
-      trained[0], f"--gin_file={TINY}", "--gin_file=score_from_file.gin",
-      "--gin_param=utils.run.eval_checkpoint_step = -1",
+      trained[0], f"--gin_file={TINY}", "--gin_file=gin/runs/score.gin",
       f"--gin_param=inputs_filename = '{tmp_path}/inputs'",
       f"--gin_param=targets_filename = '{tmp_path}/targets'",
       f"--gin_param=scores_filename = '{tmp_path}/out'")
   likely, unlikely = (
       float(line) for line in (tmp_path / "out.scores").read_text().split())
   assert 0 > likely > unlikely
+
+
+def test_fine_tuning_starts_from_the_checkpoint(trained, tmp_path):
+  # Nothing is learnt, so the weights are still those of the checkpoint.
+  succeed(
+      tmp_path, f"--gin_file={TINY}", "--gin_file=gin/runs/finetune.gin",
+      f"--gin_param=init_checkpoint = '{trained[0]}/model.ckpt-{STEPS}'",
+      f"--gin_param=pretrained_steps = {STEPS}",
+      f"--gin_param=train_steps = {STEPS + 2}",
+      "--gin_param=MIXTURE_NAME = 'public_domain_span_corruption_1k'",
+      "--gin_param=sequence_length = {'inputs': 32, 'targets': 16}",
+      "--gin_param=batch_size = 4", "--gin_param=learning_rate = 0.0",
+      "--gin_param=progress.record_steps = 1")
+  assert [step for step, _ in losses(tmp_path)] == [STEPS + 1, STEPS + 2]
+  before, after = weights(trained[0]), weights(tmp_path)
+  assert after.pop("global_step") == before.pop("global_step") + 2
+  names = [name for name in before if "_slot_" not in name]
+  assert names and all(np.array_equal(before[n], after[n]) for n in names)
+  config = (tmp_path / "operative_config.gin").read_text()
+  assert re.search(r"^expert_dropout_rate = 0.4$", config, re.MULTILINE)
+  assert "SwitchFFN.dropout_rate = %expert_dropout_rate" in config
+
+
+@pytest.mark.parametrize("layout", [
+    "cpu_4_expert_model", "cpu_4_expert_replicas"])
+def test_layout_changes_no_loss(trained, tmp_path, layout):
+  # In float32 the order of sums is all that differs.
+  succeed(tmp_path, *training_flags(3),
+          f"--gin_param=utils.run.total_run_steps = {STEPS}",
+          f"--gin_file=gin/layouts/{layout}.gin")
+  found = losses(tmp_path)
+  assert len(found) == 3
+  np.testing.assert_allclose(found, losses(trained[0])[:3], rtol=1e-5)
+
+
+def test_two_processes_change_no_loss(trained, tmp_path, monkeypatch):
+  # As docs/layouts.md has it.
+  page = (runs.ROOT / "docs/layouts.md").read_text()
+  code = re.search(r'python -c "\n(.*?)" 0', page, re.DOTALL).group(1)
+  config = re.search(r"TF_CONFIG='(.*?)'", page).group(1)
+  for host, port in zip(("HOST0", "HOST1"), free_ports(2), strict=True):
+    code, config = (text.replace(f"{host}:2222", f"localhost:{port}")
+                    for text in (code, config))
+  monkeypatch.setenv("TF_CONFIG", config)
+  servers = [subprocess.Popen([sys.executable, "-c", code, str(task)])
+             for task in range(2)]
+  try:
+    succeed(tmp_path, *training_flags(2),
+            f"--gin_param=utils.run.total_run_steps = {STEPS}",
+            "--gin_file=gin/layouts/cpu_cluster_2_expert.gin", forked=False)
+  finally:
+    for server in servers:
+      server.kill()
+      server.wait()
+  found = losses(tmp_path)
+  assert len(found) == 2
+  np.testing.assert_allclose(found, losses(trained[0])[:2], rtol=1e-5)
 
 
 def test_model_api_trains(tmp_path):

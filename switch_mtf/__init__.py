@@ -5,9 +5,9 @@ import sys
 
 if any(word.startswith("switch_mtf.") for word in getattr(
     sys, "orig_argv", ())):
-  # A command of ours, without TensorFlow's log. Not setdefault: TensorFlow itself
-  # leaves a value here for the processes that it starts.
-  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+  # A command of ours, without TensorFlow's log. Not setdefault: TensorFlow
+  # itself leaves a value here for the processes that it starts.
+  os.environ.update(TF_CPP_MIN_LOG_LEVEL="3")
 
 # compat comes first, since it makes upstream importable. Only `python -m
 # switch_mtf.doctor` imports nothing here, so as to report what that raises.

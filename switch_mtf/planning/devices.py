@@ -73,7 +73,8 @@ def device(name: str) -> Device:
     ValueError: if there is none.
   """
   if name == "cpu":
-    return Device("cpu", _ram(), None, CPU_PROCESS_BYTES, CPU_OVERHEAD, shared=True)
+    return Device("cpu", _ram(), None, CPU_PROCESS_BYTES, CPU_OVERHEAD,
+                  shared=True)
   for known in _DEVICES:
     if known.name == name:
       return known

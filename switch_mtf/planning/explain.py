@@ -145,9 +145,9 @@ def _writes(plan: Plan, model_dir: str) -> list[str]:
   phases = _bound("train_then.phases") or []
   return [
       f"{model_dir}: operative_config.gin, metrics.jsonl, TensorBoard events",
-      f"a checkpoint every {every} steps, {report.in_bytes(checkpoint)} and the "
-      f"optimizer's slots, {_bound('utils.run.keep_checkpoint_max') or 'all'} "
-      "kept",
+      f"a checkpoint every {every} steps, {report.in_bytes(checkpoint)} and "
+      "the optimizer's slots, "
+      f"{_bound('utils.run.keep_checkpoint_max') or 'all'} kept",
       *(f"then {phase}" for phase in phases)]
 
 

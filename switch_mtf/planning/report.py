@@ -80,8 +80,8 @@ def _memory(plan: Plan) -> list[str]:
       lines.append(f"  {kind:<18} {in_bytes(size):>10}"
                    + (f"   {hint}" if hint else ""))
   if plan.memory.masters:
-    lines.append(f"  on the hosts       {in_bytes(plan.memory.masters):>10}   the "
-                 "checkpoint's copy, of all cores")
+    lines.append(f"  on the hosts       {in_bytes(plan.memory.masters):>10}   "
+                 "the checkpoint's copy, of all cores")
   return lines
 
 

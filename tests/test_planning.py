@@ -184,6 +184,31 @@ def test_memory_of_tokens_grows_with_the_batch():
   assert 1.5 < eight.of_tokens / four.of_tokens <= 2
 
 
+@pytest.fixture
+def loops_of_t5():
+  """Loops inside the graph, as T5's main has them."""
+  tf.disable_control_flow_v2()
+  yield
+  tf.enable_control_flow_v2()
+
+
+def test_microbatches_need_memory_one_after_the_other(loops_of_t5):
+  # 4 sequences at once, of 32 + 16 tokens, or 2 and 2. Tokens go to experts and
+  # back in each part; the sums of gradients are communicated once.
+  split = dict(mesh_shape="batch:2", layout="batch:batch,experts:batch")
+  whole = planned(GROUP, **split)
+  parts = planned(
+      GROUP, "utils.serialize_num_microbatches."
+      "tokens_per_microbatch_per_replica = 32", **split)
+  assert (whole.configuration.num_microbatches,
+          parts.configuration.num_microbatches) == (1, 2)
+  assert parts.memory.of_tokens < .75 * whole.memory.of_tokens
+  sent = {name: next(e for e in plan.communication if e["kind"] == "alltoall")
+          for name, plan in (("whole", whole), ("parts", parts))}
+  assert sent["parts"]["elements"] == sent["whole"]["elements"]
+  assert sent["parts"]["count"] == 2 * sent["whole"]["count"]
+
+
 def test_memory_is_that_of_runs():
   # `python -m benchmarks.planner` wrote it, on the machine that it names.
   with open(ROOT / "results/planning/memory.json") as f:
@@ -217,6 +242,7 @@ def test_largest_batch():
   # processor, 5 each: 12 fit there, 24 on both.
   config = types.SimpleNamespace(
       mesh_shape=mtf.convert_to_shape("batch:2"), batch_size=8,
+      num_microbatches=1,
       layout_rules=mtf.convert_to_layout_rules("batch:batch"))
   device = devices.Device("d", 100, None)
   advice = fit.advise(memory_of(weights=40, activations=20), config, device,
@@ -228,6 +254,7 @@ def test_mesh_that_fits():
   # A weight of 64 bytes and 8 of tokens in 40: split over 2, 32 + 4 fit.
   config = types.SimpleNamespace(
       mesh_shape=mtf.convert_to_shape("batch:1"), batch_size=8,
+      num_microbatches=1,
       layout_rules=mtf.convert_to_layout_rules("batch:batch,experts:batch"))
   variable = types.SimpleNamespace(
       shape=mtf.convert_to_shape("experts:4,d:4"), slice_dtype=tf.float32)
@@ -257,8 +284,9 @@ def test_picture_shows_who_holds_what(tmp_path):
 
 def test_report_says_what_matters():
   text = report.text(planned())
-  for line in ("20 steps of 4 sequences", "on 1 cpu core", "parameters",
-               "capacity             5 slots", "communication: none", "fits;"):
+  for line in (
+      "20 steps of 4 sequences", "on 1 cpu core", "parameters",
+      "capacity             5 slots", "communication: none", "fits; at most"):
     assert line in text
 
 

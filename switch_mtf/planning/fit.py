@@ -18,8 +18,8 @@ class Advice:
 
   Attributes:
     fits: whether the run as it is does.
-    largest_batch: sequences of the largest batch that fits the mesh, a multiple
-      of what the mesh splits it into; 0 if none does.
+    largest_batch: sequences of the largest batch that fits the mesh at once, a
+      multiple of what the mesh splits it into; 0 if none does.
     meshes: shapes near this one on which the batch fits, if this does not.
   """
 
@@ -67,7 +67,7 @@ def advise(
   mesh = configuration.mesh_shape
   _, ways = mesh_axis(mtf.Dimension("batch", configuration.batch_size),
                       configuration.layout_rules, mesh)
-  sequences = configuration.batch_size // ways
+  sequences = configuration.batch_size // ways / configuration.num_microbatches
   free = _room(device, mesh.size) - memory.standing - memory.gradients
   fits = free >= memory.of_tokens
   most = int(free * sequences // max(memory.of_tokens, 1))

@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
@@ -36,6 +36,18 @@ class TrainingGraph:
   gradients: list[mtf.Tensor]
   loss_weights: dict[str, list[float]]
   tpu: bool
+
+
+def operations(graph: mtf.Graph) -> Iterator[mtf.Operation]:
+  """The operations of a graph in the order in which they are lowered.
+
+  Args:
+    graph: of a step; microbatches are a loop whose operations it does not list.
+  """
+  for op in graph.operations:
+    if isinstance(op, mtf.ops.WhileLoopOperation):
+      yield from op._body_ops
+    yield op
 
 
 def build(configuration: Configuration) -> TrainingGraph:

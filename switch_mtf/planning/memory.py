@@ -13,7 +13,7 @@ import itertools
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.planning.graph import TrainingGraph
+from switch_mtf.planning.graph import TrainingGraph, operations
 
 # Give their input on, as it is.
 ALIASES = frozenset({
@@ -131,12 +131,12 @@ def _worst_moment(graph: TrainingGraph) -> dict[str, int]:
 
 def _buffers(graph: TrainingGraph) -> list[_Buffer]:
   """The memory of the tensors of a step."""
-  operations = _in_order(graph)
-  source_of, last_read = _sources(operations)
+  in_order = _in_order(graph)
+  source_of, last_read = _sources(in_order)
   kind_of = _kinds(graph)
   buffer_of: dict[str, _Buffer] = {}
   buffers = []
-  for number, op in enumerate(operations):
+  for number, op in enumerate(in_order):
     for output in op.outputs:
       name = output.name
       if source_of.get(name) != name:  # an alias, or there anyway
@@ -167,12 +167,12 @@ def _free_operand(
 
 
 def _sources(
-    operations: list[tf.Operation]
+    in_order: list[tf.Operation]
 ) -> tuple[dict[str, str | None], dict[str, int]]:
   """Where each tensor is, and when that place is read last.
 
   Args:
-    operations: in order.
+    in_order: the operations of a step.
 
   Returns:
     name of a tensor -> name of the tensor in whose memory it is, None for what
@@ -180,7 +180,7 @@ def _sources(
   """
   source_of: dict[str, str | None] = {}
   last_read: dict[str, int] = {}
-  for number, op in enumerate(operations):
+  for number, op in enumerate(in_order):
     values = [*op.inputs, *(
         output for before in op.control_inputs for output in before.outputs)]
     for value in values:
@@ -225,10 +225,10 @@ def _kinds(graph: TrainingGraph):
   Mesh-TF lowers one operation after the other, so whatever was made since the
   result of the one before belongs to the next.
   """
-  operations = graph.train_op.graph.get_operations()
-  number_of = {op: number for number, op in enumerate(operations)}
+  made = graph.train_op.graph.get_operations()
+  number_of = {op: number for number, op in enumerate(made)}
   ends, kinds = [], []
-  for op in graph.lowering.graph.operations:
+  for op in operations(graph.lowering.graph):
     for output in op.outputs:
       lowered = graph.lowering.tensors.get(output)
       if lowered is None:

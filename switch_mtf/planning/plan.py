@@ -49,7 +49,7 @@ class Plan:
     memory: of one processor.
     communication: of one processor and step: kind, mesh axes, bytes, count.
     capacity: None for a dense model.
-    advice: what fits, if this does not; the largest batch if it does.
+    advice: what fits.
     variables: (name, shape) of the trainable ones.
     loss_weights: auxiliary loss -> weight of each layer's.
   """
@@ -98,7 +98,7 @@ class Plan:
         "communication_per_step": self.communication,
         "capacity": self.capacity and dataclasses.asdict(self.capacity),
         "fits": self.advice.fits,
-        "largest_batch_size": self.advice.largest_batch,
+        "largest_batch_at_once": self.advice.largest_batch,
         "meshes_that_fit": self.advice.meshes,
     }
 
@@ -139,7 +139,8 @@ def plan(
       flops_per_sequence=sizes.flops_per_sequence(
           mtf_graph, config.sequence_length, choices),
       einsum_flops_per_core=(
-          sizes.einsum_flops(built.lowering) / built.mesh_impl.size),
+          sizes.einsum_flops(built.lowering) / built.mesh_impl.size
+          * config.num_microbatches),  # of the loop; updates are few
       memory=needed,
       communication=_communication(built, config.num_microbatches),
       capacity=_capacity(mtf_graph),
@@ -150,8 +151,9 @@ def plan(
 
 def _choices(mtf_graph: mtf.Graph) -> int:
   """Experts that a token is sent to; 1 for a dense model."""
-  return max((dim.size for op in mtf_graph.operations for out in op.outputs
-              for dim in out.shape.dims if dim.name == "choices"), default=1)
+  return max((dim.size for op in graph.operations(mtf_graph)
+              for out in op.outputs for dim in out.shape.dims
+              if dim.name == "choices"), default=1)
 
 
 def _capacity(mtf_graph: mtf.Graph) -> Capacity | None:

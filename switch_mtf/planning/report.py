@@ -97,14 +97,14 @@ def _communication(plan: Plan) -> list[str]:
 
 def _verdict(plan: Plan) -> list[str]:
   advice, config = plan.advice, plan.configuration
-  batch = f"utils.run.batch_size = {advice.largest_batch}"
+  batch = f"{advice.largest_batch:,} sequences at once"
   if advice.fits:
-    return [f"fits; the largest batch that does: {batch}"]
+    return [f"fits; at most {batch} would"]
   lines = ["DOES NOT FIT. What does:"]
   if advice.largest_batch:
-    lines.append(f"  {batch}, or "
-                 "serialize_num_microbatches.tokens_per_microbatch_per_replica"
-                 " for as many tokens")
+    lines.append(
+        f"  {batch}: utils.run.batch_size, or parts of a batch by "
+        "serialize_num_microbatches.tokens_per_microbatch_per_replica")
   lines += [f"  --mesh_shape={mesh}" for mesh in advice.meshes]
   if len(lines) == 1:
     lines.append(f"  nothing near: split more of the weights than "

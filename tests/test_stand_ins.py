@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import types
 import zipfile
 
 import gin
@@ -415,6 +416,22 @@ def test_baselines_by_hand():
   articles = [Article("a", "Rain fell on us.", "Rain fell")]
   assert stand_in_baselines.first_words(
       "stand_in_headline", articles, articles)["rouge1"] == 100.0
+
+
+def test_token_frequencies_by_hand(monkeypatch):
+  targets = {"train": [[1, 2], [1]], "validation": [[1, 1, 3]]}
+  provider = types.SimpleNamespace(
+      output_features={"targets": types.SimpleNamespace(
+          vocabulary=types.SimpleNamespace(vocab_size=4))},
+      get_dataset=lambda lengths, split, **_: types.SimpleNamespace(
+          take=lambda count: types.SimpleNamespace(
+              as_numpy_iterator=lambda: iter(
+                  [{"targets": np.array(t)} for t in targets[split][:count]]))))
+  monkeypatch.setattr(seqio, "get_mixture_or_task", lambda _: provider)
+  # Counts 0, 2, 1, 0, and one more each: 1, 3, 2, 1 of 7.
+  assert stand_in_baselines.token_frequencies(
+      "any", {}, 2, 1)["neg_log_perplexity"] == pytest.approx(
+          (2 * np.log(3 / 7) + np.log(1 / 7)) / 3)
 
 
 def test_measured_figures_are_read(tmp_path):

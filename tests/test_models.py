@@ -12,6 +12,8 @@ import tensorflow.compat.v1 as tf
 from conftest import ROOT
 from mesh_tensorflow.transformer import utils
 
+from switch_mtf.planning import sizes
+
 pytestmark = pytest.mark.usefixtures("clean_gin")
 
 VOCAB, BUCKETS, D_KV = 32128, 32, 64
@@ -82,6 +84,24 @@ SMALL = {
         (256, 1024, 4, 4), dict(vocab=4096, experts=16), "39.9M"),
 }
 
+# FLOPs of a sequence, forward: Table 9, and where its rows or the released
+# shapes give another figure (recounted with the same rule).
+FLOPS = {
+    "t5_base": 124e9, "switch_base_e128": 124e9,
+    "t5_large": 425e9, "switch_large_e128": 425e9,
+    "t5_xxl": 6.3e12, "switch_xxl_e128": 6.3e12, "switch_c_e2048_paper": 890e9,
+    "t5_large_paper": 432.8e9, "switch_c_e2048": 869e9,
+}
+
+
+def flops(variables):
+  """By the planner, of inputs of 512 and targets of 114 tokens."""
+  return sizes.flops_per_sequence(
+      types.SimpleNamespace(trainable_variables=[
+          types.SimpleNamespace(name=name, shape=shape)
+          for name, shape in variables.items()]),
+      {"inputs": 512, "targets": 114}, choices=1)
+
 
 def in_words(count):
   return f"{count / 1e6:.1f}M" if count < 1e9 else f"{count / 1e9:.1f}B"
@@ -128,6 +148,8 @@ def test_parameters(name):
   assert in_words(expected) == words
   found = build(name, options.get("vocab", VOCAB))
   assert sum(shape.size for shape in found.values()) == expected
+  if name in FLOPS:
+    assert flops(found) == pytest.approx(FLOPS[name], rel=.01)
 
 
 def test_docs_list_every_model():

@@ -9,6 +9,7 @@ import sys
 import types
 from unittest import mock
 
+import gin
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def test_without_a_mesh():
       size for kind, size in found["memory_per_core"].items()
       if kind != "peak")
   # Group 16 and 4 experts: int(16 * 1.25 / 4) slots.
-  assert found["capacity"]["capacity"] == 5
+  assert {stack: room["capacity"] for stack, room in found[
+      "capacity"].items()} == {"encoder": 5, "decoder": 5}
   assert plan.loss_weights == {"load_balancing_loss": [0.01, 0.01]}
   json.dumps(found)
 
@@ -266,6 +268,18 @@ def test_mesh_that_fits():
       fits=False, largest_batch=0, meshes=["batch:2"])
 
 
+def test_a_model_alone_is_planned_as_the_paper_trains_it():
+  # 2^20 tokens a batch, inputs of 512 and targets of 114. On 2,048 cores each
+  # has one sequence: its groups of 2,048 are cut to 512 and 114.
+  config = configuration.resolve(
+      ["gin/models/switch_c_e2048.gin"], mesh_shape="batch:2048")
+  assert config.batch_size == 2048 and config.device == "tpu_v3"
+  assert config.sequence_length == {"inputs": 512, "targets": 114}
+  assert {stack: gin.query_parameter(f"{stack}/SwitchFFN.group_size")
+          for stack in ("encoder", "decoder")} == {
+              "encoder": 512, "decoder": 114}
+
+
 def test_picture_shows_who_holds_what(tmp_path):
   # Figure 9, expert and model and data: 2 x 2 cores, each with an own slice of
   # the experts; tokens are the same along "model".
@@ -286,7 +300,7 @@ def test_report_says_what_matters():
   text = report.text(planned())
   for line in (
       "20 steps of 4 sequences", "on 1 cpu core", "parameters",
-      "capacity             5 slots", "communication: none", "fits; at most"):
+      "capacity, encoder    5 slots", "communication: none", "fits; at most"):
     assert line in text
 
 

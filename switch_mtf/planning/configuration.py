@@ -14,10 +14,11 @@ from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer, mesh_transformer_main
 
 from switch_mtf import compat
+from switch_mtf.dims import mesh_axis
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What a model without a run is planned as.
-PAPER_RUN = "gin/runs/pretrain_paper.gin"
+PAPER_RUN = "gin/experiments/paper/table9/common.gin"
 # Nothing is written, but without a name TensorFlow makes a folder.
 NOWHERE = "model_dir"
 
@@ -87,7 +88,7 @@ def resolve(
 
   Args:
     gin_files: as for `run_t5.py`. If all of them are models, the paper's
-      pre-training comes before them.
+      pre-training follows, in groups that the mesh can have.
     gin_params: bindings that win over the files.
     device: of the run's processors; by default cpu for one, tpu_v3 for several.
     mesh_shape: in place of `utils.run.mesh_shape`.
@@ -107,7 +108,7 @@ def resolve(
     found["train_steps"] = train_steps
 
   mode = _query("utils.run.mode", "train")
-  train_model_fn = copy.deepcopy(_query("utils.run.train_model_fn", None))
+  train_model_fn = _value("utils.run.train_model_fn")
   with gin.unlock_config():
     gin.bind_parameter("utils.run.mode", "train")
     gin.bind_parameter("utils.run.dataset_split", "train")
@@ -137,13 +138,15 @@ def _parse(
   gin.add_config_file_search_path(str(ROOT))
   gin.add_config_file_search_path(
       os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin"))
-  first = [os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin")]
-  if all(pathlib.PurePath(path).parts[-2:-1] == ("models",)
-         for path in gin_files):
-    first.append(PAPER_RUN)
-    mesh_shape = mesh_shape or ""
+  defaults = os.path.join(os.path.dirname(utils.__file__), "gin/defaults.gin")
+  only_models = all(
+      pathlib.PurePath(path).parts[-2:-1] == ("models",) for path in gin_files)
   gin.parse_config_files_and_bindings(
-      [*first, *gin_files], gin_params, finalize_config=False)
+      [defaults, *gin_files, *([PAPER_RUN] if only_models else [])], gin_params,
+      finalize_config=False)
+  if only_models:
+    mesh_shape = mesh_shape or ""
+    _fit_groups(mesh_shape)
   gin.bind_parameter("utils.run.vocabulary", mesh_transformer.get_vocabulary())
   if mesh_shape is not None:
     gin.bind_parameter("utils.run.mesh_shape", mesh_shape)
@@ -159,6 +162,29 @@ def _parse(
       gin.bind_parameter("utils.get_variable_dtype.activation_dtype", wanted)
   gin.finalize()
   return device
+
+
+def _fit_groups(mesh_shape: str) -> None:
+  """Binds the largest groups that a core can have, up to the model's."""
+  wanted = _value("SwitchFFN.group_size")
+  if wanted is None:
+    return
+  rules, lengths = _value("utils.run.layout_rules"), _value("%sequence_length")
+  batch = mtf.Dimension("batch", utils.compute_batch_size(
+      lengths, mesh_shape, rules, _value("%batch_size")))
+  parts = utils.serialize_num_microbatches(
+      batch, lengths, mtf.convert_to_shape(mesh_shape),
+      mtf.convert_to_layout_rules(rules))
+  _, ways = mesh_axis(batch, rules, mesh_shape)
+  for stack, feature in (("encoder", "inputs"), ("decoder", "targets")):
+    tokens = batch.size // parts // ways * lengths[feature]
+    gin.bind_parameter(f"{stack}/SwitchFFN.group_size", max(
+        size for size in range(1, wanted + 1) if tokens % size == 0))
+
+
+def _value(name: str) -> Any:
+  """A binding as gin would hand it over, or None."""
+  return copy.deepcopy(_query(name, None))
 
 
 def _query(name: str, default: Any) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import gin
 import mesh_tensorflow as mtf
 
 from switch_mtf.dims import expert_capacity
@@ -48,7 +49,7 @@ class Plan:
       in the graph as it is lowered.
     memory: of one processor.
     communication: of one processor and step: kind, mesh axes, bytes, count.
-    capacity: None for a dense model.
+    capacity: of the layers of each stack; empty for a dense model.
     advice: what fits.
     variables: (name, shape) of the trainable ones.
     loss_weights: auxiliary loss -> weight of each layer's.
@@ -61,7 +62,7 @@ class Plan:
   einsum_flops_per_core: float
   memory: memory.Memory
   communication: list[dict[str, Any]]
-  capacity: Capacity | None
+  capacity: dict[str, Capacity]
   advice: fit.Advice
   variables: list[tuple[str, mtf.Shape]]
   loss_weights: dict[str, list[float]]
@@ -96,7 +97,8 @@ class Plan:
         "memory_of_device": self.device.memory,
         "memory_of_hosts": self.memory.masters,
         "communication_per_step": self.communication,
-        "capacity": self.capacity and dataclasses.asdict(self.capacity),
+        "capacity": {stack: dataclasses.asdict(capacity)
+                     for stack, capacity in self.capacity.items()},
         "fits": self.advice.fits,
         "largest_batch_at_once": self.advice.largest_batch,
         "meshes_that_fit": self.advice.meshes,
@@ -156,17 +158,21 @@ def _choices(mtf_graph: mtf.Graph) -> int:
               if dim.name == "choices"), default=1)
 
 
-def _capacity(mtf_graph: mtf.Graph) -> Capacity | None:
-  """Of the layers as gin configures them outside of any scope."""
+def _capacity(mtf_graph: mtf.Graph) -> dict[str, Capacity]:
+  """Of the layers of each stack, as gin configures them."""
   if not any(sizes.is_expert(v) for v in mtf_graph.trainable_variables):
-    return None
-  layer = SwitchFFN()
-  experts, group = layer.num_experts, layer.group_size
-  factor = layer.capacity_factor_train
-  capacity = group if factor is None else expert_capacity(
-      group, experts, factor, layer.min_capacity)
-  return Capacity(experts, group, capacity,
-                  sizes.binomial_overflow(group, experts, capacity))
+    return {}
+  found = {}
+  for stack in ("encoder", "decoder"):
+    with gin.config_scope(stack):
+      layer = SwitchFFN()
+    experts, group = layer.num_experts, layer.group_size
+    factor = layer.capacity_factor_train
+    capacity = group if factor is None else expert_capacity(
+        group, experts, factor, layer.min_capacity)
+    found[stack] = Capacity(experts, group, capacity,
+                            sizes.binomial_overflow(group, experts, capacity))
+  return found
 
 
 def _communication(

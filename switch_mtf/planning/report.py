@@ -59,10 +59,9 @@ def _model(plan: Plan) -> list[str]:
     seconds = plan.training_flops / (
         plan.device.peak_flops * plan.configuration.mesh_shape.size)
     lines.append(f"  at the peak rate   {seconds / 86400:.2f} days: never less")
-  if plan.capacity:
-    room = plan.capacity
+  for stack, room in plan.capacity.items():
     lines.append(
-        f"capacity             {room.capacity} slots an expert for a group of "
+        f"capacity, {stack}    {room.capacity} slots an expert for a group of "
         f"{room.group_size:,}; routed at random "
         f"{100 * room.expected_drops:.1f} % of the tokens find none")
   for name, weights in plan.loss_weights.items():

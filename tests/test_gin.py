@@ -25,7 +25,8 @@ ASKED = ("init_checkpoint", "input_filename", "output_filename",
          "inputs_filename", "targets_filename", "scores_filename",
          "export_path")
 # Files of gin/experiments/ that others include; the rest can be started.
-PARTS = ("demo_text", "common", "pretrain", "finetune", "parts_of_8")
+PARTS = ("demo_text", "common", "pretrain", "finetune", "parts_of_4",
+         "finetune_parts_of_4")
 EXPERIMENTS = [f for f in FILES if f.startswith("gin/experiments/")
                and pathlib.Path(f).stem not in PARTS]
 

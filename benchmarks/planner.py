@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.harness import ROOT
+from benchmarks.record import ROOT, machine
 
 PATH = os.path.join(ROOT, "results", "planning", "memory.json")
 STEPS = "benchmarks/gin/planned.gin"
@@ -59,15 +59,15 @@ def measured(model: str, params: Sequence[str]) -> int:
 
 def main() -> None:
   """Plans and runs every size, and writes `PATH`."""
-  found = {}
+  found = {"machine": machine(), "sizes": {}}
   for name, (model, params) in SIZES.items():
     plan = planned(model, params)["memory_per_core"]
     peak = measured(model, params)
-    found[name] = {"planned": plan, "measured": peak,
-                   "ratio": plan["peak"] / peak}
+    ratio = plan["peak"] / peak
+    found["sizes"][name] = {
+        "planned": plan, "measured": peak, "ratio": ratio}
     print(f"planner/{name} planned={plan['peak'] / 1e6:.0f} MB "
-          f"measured={peak / 1e6:.0f} MB ratio={found[name]['ratio']:.3f}",
-          flush=True)
+          f"measured={peak / 1e6:.0f} MB ratio={ratio:.3f}", flush=True)
   os.makedirs(os.path.dirname(PATH), exist_ok=True)
   with open(PATH, "w") as f:
     json.dump(found, f, indent=1)

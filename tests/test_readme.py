@@ -102,7 +102,8 @@ def test_figures_are_those_of_the_results():
     assert " | ".join(f"{v:.3f}" for v in shown) in README
   for model in result["models"].values():
     assert f"| {model['parameters']:,} |" in README
-  assert f"{np.ptp(switch):.3f}" in README
+  assert f"{np.ptp(dense):.3f} from best to worst" in README
+  assert f"{np.ptp(switch):.3f} for" in README
   assert f"{result['steps']:,} steps" in README
 
 
@@ -118,13 +119,11 @@ def test_figures_of_stability(folder):
 
 
 def test_the_gain_is_larger_than_chance():
-  # As README says.
+  # As README says: than the spread over the seeds, and any pair that one draws.
   _, dense, switch = demo_rows()
   gain = switch - dense
-  assert gain.min() > 0
-  assert gain.mean() > max(dense.std(ddof=1), switch.std(ddof=1))
-  assert gain.mean() > 3 * gain.std(ddof=1)
-  assert gain.mean() < np.ptp(switch)
+  assert gain.mean() > max(np.ptp(dense), np.ptp(switch))
+  assert switch.min() > dense.max()
 
 
 def test_speeds_are_those_of_the_records():

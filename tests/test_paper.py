@@ -260,7 +260,7 @@ def test_groups_are_whole_and_as_large_as_said(name):
   lengths = bound("%sequence_length")
   batch = mtf.Dimension("batch", sequences(shape, rules) // outer)
   parts = utils.serialize_num_microbatches(batch, lengths, shape, rules)
-  # As gin/runs/eval.gin and docs/paper.md evaluate.
+  # As docs/paper.md evaluates.
   evaluated = utils.compute_batch_size(
       lengths, shape, rules, ("sequences_per_replica", 16)) // outer
   for (stack, length), size in itertools.product(

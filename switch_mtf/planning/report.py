@@ -113,8 +113,8 @@ def _verdict(plan: Plan) -> list[str]:
 
 def _short(count: float) -> str:
   """1234567 as 1.23M."""
-  for unit, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("B", 1e9),
-                     ("M", 1e6), ("k", 1e3)):
+  for unit, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12),
+                     ("B", 1e9), ("M", 1e6), ("k", 1e3)):
     if count >= size:
       return f"{count / size:.4g}{unit}"
   return f"{count:.4g}"

@@ -268,6 +268,11 @@ def test_mesh_that_fits():
       fits=False, largest_batch=0, meshes=["batch:2"])
 
 
+def test_fine_tuning_is_planned_without_its_checkpoint():
+  plan = planned("utils.run.init_checkpoint = 'nowhere/model.ckpt-1'")
+  assert plan.parameters == planned().parameters
+
+
 def test_a_model_alone_is_planned_as_the_paper_trains_it():
   # 2^20 tokens a batch, inputs of 512 and targets of 114. On 2,048 cores each
   # has one sequence: its groups of 2,048 are cut to 512 and 114.

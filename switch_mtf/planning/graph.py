@@ -69,6 +69,7 @@ def build(configuration: Configuration) -> TrainingGraph:
   arguments = configuration.arguments | {
       "use_tpu": tpu,
       "model_dir": configuration.model_dir or "",
+      "init_checkpoint": None,  # values are not needed, nor is the file
       "optimizer": _watched(configuration.arguments["optimizer"], gradients)}
   collects = gc.isenabled()
   gc.disable()  # hundreds of thousands of objects, none of them garbage

@@ -26,7 +26,7 @@ ASKED = ("init_checkpoint", "input_filename", "output_filename",
          "export_path")
 # Files of gin/experiments/ that others include; the rest can be started.
 PARTS = ("demo_text", "common", "pretrain", "finetune", "parts_of_4",
-         "finetune_parts_of_4")
+         "finetune_parts_of_2")
 EXPERIMENTS = [f for f in FILES if f.startswith("gin/experiments/")
                and pathlib.Path(f).stem not in PARTS]
 

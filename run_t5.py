@@ -27,7 +27,6 @@ from switch_mtf import compat  # isort:skip  (before mesh_tensorflow and t5)
 import gin
 import tensorflow.compat.v1 as tf
 from absl import app, flags, logging
-from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer_main
 
 import tasks  # noqa: F401  (registers our tasks)
@@ -89,14 +88,9 @@ def _prepare(argv: list[str]) -> None:
     raise ValueError(
         "run_t5: --gin_file must be given with other flags, with "
         "gin_file=None. Add --gin_file=gin/experiments/demo.gin or another.")
-  t5_gin = os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin")
-  folders = [ROOT, t5_gin, *FLAGS.gin_location_prefix]
-  guards.check_gin_files(FLAGS.gin_file or [], folders)
-  mtf_gin = os.path.join(os.path.dirname(utils.__file__), "gin")
-  gin_files.check(
-      gin_files.read([os.path.join(mtf_gin, "defaults.gin"), *FLAGS.gin_file],
-                     FLAGS.gin_param or [], folders),
-      upstream=[t5_gin, mtf_gin])
+  folders = [ROOT, gin_files.T5_FOLDER, *FLAGS.gin_location_prefix]
+  guards.check_gin_files(FLAGS.gin_file, folders)
+  gin_files.check_run(FLAGS.gin_file, FLAGS.gin_param or [], folders)
   if not FLAGS.explain:
     guards.check_model_dir(FLAGS.model_dir)
   gin.add_config_file_search_path(ROOT)

@@ -8,15 +8,23 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gin import config_parser
+from mesh_tensorflow.transformer import utils
+from t5.models import mesh_transformer_main
 
 # Scopes that T5, mesh_tensorflow and this project enter by name. Any other must
 # be that of a reference, as in `@train/schedule()`.
 SCOPES = frozenset({"attention", "decoder", "encoder", "student", "teacher"})
 REQUIRED = "gin.REQUIRED"
+
+# Gin files of others: mesh_tensorflow's, of which one stands before those of
+# every run, and T5's, which are found by their relative path.
+MTF_FOLDER = os.path.join(os.path.dirname(utils.__file__), "gin")
+T5_FOLDER = os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin")
+DEFAULTS = os.path.join(MTF_FOLDER, "defaults.gin")
 
 # What may be bound in a file of each folder: a file of layouts nothing else,
 # the others none of another's.
@@ -121,42 +129,58 @@ def _statements(
           scope, name, statement.value, file, statement.location.line_num)
 
 
-def check(bindings: Sequence[Binding], upstream: Sequence[str] = ()) -> None:
-  """Raises ValueError for what gin would accept and should not.
+def check_run(
+    paths: Sequence[str], params: Sequence[str], folders: Sequence[str]
+) -> None:
+  """Raises ValueError for what gin would accept of a run and should not.
 
   Args:
-    bindings: of a run, in order, T5's defaults first.
-    upstream: folders of files in which any scope and any binding may stand.
+    paths: as for `read`, like the others; over T5's defaults.
+    params: see `paths`.
+    folders: see `paths`.
 
   Raises:
     ValueError: naming the first mistake, with the nearest legal name.
   """
-  check_scopes(bindings, upstream)
-  check_folders(bindings, upstream)
+  bindings = read([DEFAULTS, *paths], params, folders)
+  check_scopes(bindings)
+  check_folders(bindings)
   check_macros(bindings)
 
 
-def check_scopes(
-    bindings: Sequence[Binding], upstream: Sequence[str] = ()) -> None:
-  """Raises ValueError for a scope that nothing enters; see `check`."""
+def check_scopes(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a scope that nothing enters.
+
+  Args:
+    bindings: in order; mesh_tensorflow's and T5's own may have any scope.
+
+  Raises:
+    ValueError: naming the first, with the nearest that is entered.
+  """
   legal = set(SCOPES)
   for binding in bindings:
     for value in _flat(binding.value):
       if isinstance(value, Reference):
         legal |= set(value.split("/")[:-1])
-  for binding in _ours(bindings, upstream):
+  for binding in _ours(bindings):
     for scope in filter(None, binding.scope.split("/")):
       if scope not in legal:
         raise ValueError(
             f"gin: a scope must be one that is entered, with scope={scope}"
-            f"{_near(scope, legal)}, binding={binding.scope}/{binding.name}. "
+            f"{near(scope, legal)}, binding={binding.scope}/{binding.name}. "
             f"Correct it in {binding.place}.")
 
 
-def check_folders(
-    bindings: Sequence[Binding], upstream: Sequence[str] = ()) -> None:
-  """Raises ValueError for a binding in the wrong folder; see `check`."""
-  for binding in _ours(bindings, upstream):
+def check_folders(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a binding in the wrong folder.
+
+  Args:
+    bindings: in order; in mesh_tensorflow's and T5's files any may stand.
+
+  Raises:
+    ValueError: naming the first, and the folder it belongs to.
+  """
+  for binding in _ours(bindings):
     kind = os.path.basename(os.path.dirname(binding.file))
     right = _right_folder(binding.name, kind)
     if right != kind:
@@ -166,9 +190,9 @@ def check_folders(
           f"file of {right}/ or of experiments/.")
 
 
-def _ours(
-    bindings: Sequence[Binding], upstream: Sequence[str]) -> list[Binding]:
-  return [b for b in bindings if not b.file.startswith(tuple(upstream))]
+def _ours(bindings: Sequence[Binding]) -> list[Binding]:
+  return [b for b in bindings
+          if not b.file.startswith((MTF_FOLDER, T5_FOLDER))]
 
 
 def _right_folder(name: str, kind: str) -> str:
@@ -210,7 +234,7 @@ def check_macros(bindings: Sequence[Binding]) -> None:
       if isinstance(value, Macro) and "." not in value and value not in macros:
         raise ValueError(
             f"gin: a macro must have a value, with macro={value}"
-            f"{_near(value, macros)}. Correct it in {binding.place}, or set it "
+            f"{near(value, macros)}. Correct it in {binding.place}, or set it "
             f"with --gin_param=\"{value} = ...\".")
 
 
@@ -225,7 +249,13 @@ def _flat(value: Any) -> Iterator[Any]:
     yield value
 
 
-def _near(name: str, known: set[str]) -> str:
-  """', nearest: a, b'."""
-  near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
-  return f", nearest: {', '.join(near)}" if near else ""
+def near(name: str, known: Iterable[str]) -> str:
+  """Returns ', nearest: a, b' among names that may have dots in front.
+
+  Args:
+    name: that is not known.
+    known: names.
+  """
+  found = difflib.get_close_matches(
+      name.rsplit(".", 1)[-1], sorted(known), n=3, cutoff=0.6)
+  return f", nearest: {', '.join(found)}" if found else ""

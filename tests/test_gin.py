@@ -61,11 +61,8 @@ def test_experiment_is_complete(path):
   answer()
   gin.finalize()
   assert gin.query_parameter("%train_steps") > 0
-  defaults = os.path.join(os.path.dirname(utils.__file__), "gin/defaults.gin")
-  gin_files.check(
-      gin_files.read([defaults, path], [f"{name} = 'x'" for name in ASKED],
-                     [str(ROOT), str(T5_GIN)]),
-      upstream=[str(T5_GIN), os.path.dirname(defaults)])
+  gin_files.check_run([path], [f"{name} = 'x'" for name in ASKED],
+                      [str(ROOT), str(T5_GIN)])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS)
@@ -104,8 +101,8 @@ def test_what_is_asked_cannot_be_left_out(path, name):
 def test_scopes_are_entered_and_folders_right(path):
   bindings = gin_files.read([path], [], [str(ROOT), str(T5_GIN)])
   assert bindings or pathlib.Path(path).stem == "t5_base"
-  gin_files.check_scopes(bindings, upstream=[str(T5_GIN)])
-  gin_files.check_folders(bindings, upstream=[str(T5_GIN)])
+  gin_files.check_scopes(bindings)
+  gin_files.check_folders(bindings)
 
 
 @pytest.mark.parametrize("path", FILES)

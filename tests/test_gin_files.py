@@ -12,9 +12,13 @@ def write(folder, name, text):
   return str(path)
 
 
+def check(*bindings):
+  gin_files.check_run([], bindings, [])
+
+
 def complaint(*bindings):
   with pytest.raises(ValueError) as error:
-    gin_files.check(gin_files.read([], bindings, []))
+    check(*bindings)
   return str(error.value)
 
 
@@ -46,8 +50,7 @@ def test_scope_that_nobody_enters():
 
 
 def test_scope_that_a_reference_enters():
-  gin_files.check(gin_files.read(
-      [], ["train/rate.start = 1", "run.rate = @train/rate()"], []))
+  check("train/rate.start = 1", "run.rate = @train/rate()")
 
 
 def test_required_macro_without_a_value():
@@ -64,7 +67,7 @@ def test_macro_that_is_mistyped():
 
 
 def test_a_dotted_macro_is_a_constant_of_some_module():
-  gin_files.check(gin_files.read([], ["run.steps = %module.CONSTANT"], []))
+  check("run.steps = %module.CONSTANT")
 
 
 @pytest.mark.parametrize("folder, line, right", [
@@ -77,11 +80,18 @@ def test_a_dotted_macro_is_a_constant_of_some_module():
 def test_binding_in_the_wrong_folder(tmp_path, folder, line, right):
   path = write(tmp_path, f"gin/{folder}/mine.gin", line)
   with pytest.raises(ValueError, match=f"belongs to {right}/"):
-    gin_files.check(gin_files.read([path], [], []))
-  # In a file of experiments anything may stand, and T5's are T5's matter.
+    gin_files.check_run([path], [], [])
+  # In a file of experiments anything may stand.
   path = write(tmp_path, "gin/experiments/mine.gin", line)
-  gin_files.check(gin_files.read([path], [], []))
-  gin_files.check(gin_files.read([path], [], []), upstream=[str(tmp_path)])
+  gin_files.check_run([path], [], [])
+
+
+def test_t5s_own_files_are_t5s_matter():
+  # It binds utils.run.model_type.
+  path = "models/bi_bert_base.gin"
+  bindings = gin_files.read([path], [], [gin_files.T5_FOLDER])
+  assert "utils.run.model_type" in {b.name for b in bindings}
+  gin_files.check_run([path], [], [gin_files.T5_FOLDER])
 
 
 @pytest.mark.parametrize("folder, line", [
@@ -90,4 +100,4 @@ def test_binding_in_the_wrong_folder(tmp_path, folder, line, right):
     ("models", "dropout_rate = 0.1")])
 def test_binding_in_its_folder(tmp_path, folder, line):
   path = write(tmp_path, f"gin/{folder}/mine.gin", line)
-  gin_files.check(gin_files.read([path], [], []))
+  gin_files.check_run([path], [], [])

@@ -22,13 +22,14 @@ ALLOWED = {
         "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.kernels",
         "switch_mtf.layers"],
     "switch_mtf.training": [
-        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.kernels",
-        "switch_mtf.layers", "switch_mtf.mesh_errors", "switch_mtf.training"],
+        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.gin_files",
+        "switch_mtf.kernels", "switch_mtf.layers", "switch_mtf.mesh_errors",
+        "switch_mtf.training"],
     "switch_mtf.checkpoints": [
         "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.checkpoints"],
     "switch_mtf.planning": [
-        "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.mesh_errors",
-        "switch_mtf.planning"],
+        "switch_mtf.dims", "switch_mtf.gin_files", "switch_mtf.layers",
+        "switch_mtf.mesh_errors", "switch_mtf.planning"],
     "switch_mtf.tables": [
         "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.tables"],
     "switch_mtf.model": ["switch_mtf.dims", "switch_mtf.layers"],

@@ -285,6 +285,22 @@ def test_a_model_alone_is_planned_as_the_paper_trains_it():
               "encoder": 512, "decoder": 114}
 
 
+def test_mesh_that_fits_in_parts_of_a_batch():
+  # As above, but 8 sequences in 2 parts of 4, of 8 bytes. On 2 processors each
+  # has one part of 4: 32 + 8 do not fit in 39. On 4, 2 sequences: 16 + 4 do.
+  config = types.SimpleNamespace(
+      mesh_shape=mtf.convert_to_shape("batch:1"), batch_size=8,
+      num_microbatches=2,
+      layout_rules=mtf.convert_to_layout_rules("batch:batch,experts:batch"))
+  variable = types.SimpleNamespace(
+      shape=mtf.convert_to_shape("experts:4,d:4"), slice_dtype=tf.float32)
+  advice = fit.advise(
+      memory_of(weights=64, activations=8), config,
+      devices.Device("d", 39, None),
+      types.SimpleNamespace(all_variables=[variable]))
+  assert advice.meshes == ["batch:4"]
+
+
 def test_picture_shows_who_holds_what(tmp_path):
   # Figure 9, expert and model and data: 2 x 2 cores, each with an own slice of
   # the experts; tokens are the same along "model".

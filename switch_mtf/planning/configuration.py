@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +10,9 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
-from t5.models import mesh_transformer, mesh_transformer_main
+from t5.models import mesh_transformer
 
-from switch_mtf import compat
+from switch_mtf import compat, gin_files
 from switch_mtf.dims import mesh_axis
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,7 +31,6 @@ class Configuration:
     arguments: of `tpu_estimator_model_fn`, by name.
     train_steps: of the run.
     num_microbatches: that a step's batch is cut into.
-    model_dir: where it would write, or None.
     device: name of the device of its processors.
     train_model_fn: what `utils.run` would hand the run to.
   """
@@ -41,7 +39,6 @@ class Configuration:
   arguments: dict[str, Any]
   train_steps: int
   num_microbatches: int
-  model_dir: str | None
   device: str
   train_model_fn: Any
 
@@ -77,22 +74,20 @@ class Configuration:
 
 
 def resolve(
-    gin_files: Sequence[str],
+    gin_paths: Sequence[str],
     gin_params: Sequence[str] = (),
     *,
     device: str | None = None,
     mesh_shape: str | None = None,
-    model_dir: str | None = None,
 ) -> Configuration:
   """Parses gin files over T5's defaults and finds out what run they are.
 
   Args:
-    gin_files: as for `run_t5.py`. If all of them are models, the paper's
+    gin_paths: as for `run_t5.py`. If all of them are models, the paper's
       pre-training follows, in groups that the mesh can have.
     gin_params: bindings that win over the files.
     device: of the run's processors; by default cpu for one, tpu_v3 for several.
     mesh_shape: in place of `utils.run.mesh_shape`.
-    model_dir: of the run, if it is known.
 
   Returns:
     The run. Gin keeps its bindings, for the graph, and none from before.
@@ -100,50 +95,50 @@ def resolve(
   Raises:
     ValueError: where the run would raise one.
   """
-  device = _parse(gin_files, list(gin_params), device, mesh_shape)
+  device = _parse(gin_paths, gin_params, device, mesh_shape)
   found = {}
 
   def note_steps(estimator, vocabulary, sequence_length, batch_size,
                  train_dataset_fn, train_steps, *args, **kwargs):
     found["train_steps"] = train_steps
 
-  mode = _query("utils.run.mode", "train")
-  train_model_fn = _value("utils.run.train_model_fn")
+  mode = bound("utils.run.mode", "train")
+  train_model_fn = bound("utils.run.train_model_fn")
   with gin.unlock_config():
     gin.bind_parameter("utils.run.mode", "train")
     gin.bind_parameter("utils.run.dataset_split", "train")
     gin.bind_parameter("utils.run.train_model_fn", note_steps)
   with compat.arguments_of_model_fn() as arguments:
     utils.run(tpu_job_name=None, tpu=None, gcp_project=None, tpu_zone=None,
-              model_dir=model_dir or NOWHERE)
+              model_dir=NOWHERE)
   num_microbatches = utils.serialize_num_microbatches(
       mtf.Dimension("batch", arguments["batch_size"]),
       arguments["sequence_length"], arguments["mesh_shape"],
       arguments["layout_rules"])
-  return Configuration(mode=mode, arguments=arguments, model_dir=model_dir,
-                       num_microbatches=num_microbatches, device=device,
-                       train_model_fn=train_model_fn, **found)
+  return Configuration(
+      mode=mode, arguments=arguments, num_microbatches=num_microbatches,
+      device=device, train_model_fn=train_model_fn, **found)
 
 
 def _parse(
-    gin_files: Sequence[str], gin_params: list[str], device: str | None,
+    paths: Sequence[str], params: Sequence[str], device: str | None,
     mesh_shape: str | None,
 ) -> str:
   """Parses as T5's main does, locks the configuration, returns the device."""
-  if not gin_files:
+  if not paths:
     raise ValueError(
         "planning: --gin_file must be given, with gin_file=None. Add "
         "--gin_file=gin/models/switch_base_e128.gin or another.")
   gin.clear_config()
-  gin.add_config_file_search_path(str(ROOT))
-  gin.add_config_file_search_path(
-      os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin"))
-  defaults = os.path.join(os.path.dirname(utils.__file__), "gin/defaults.gin")
+  folders = [str(ROOT), gin_files.T5_FOLDER]
+  for folder in folders:
+    gin.add_config_file_search_path(folder)
   only_models = all(
-      pathlib.PurePath(path).parts[-2:-1] == ("models",) for path in gin_files)
+      pathlib.PurePath(path).parts[-2:-1] == ("models",) for path in paths)
+  paths = [*paths, *([PAPER_RUN] if only_models else [])]
+  gin_files.check_run(paths, params, folders)
   gin.parse_config_files_and_bindings(
-      [defaults, *gin_files, *([PAPER_RUN] if only_models else [])], gin_params,
-      finalize_config=False)
+      [gin_files.DEFAULTS, *paths], params, finalize_config=False)
   if only_models:
     mesh_shape = mesh_shape or ""
     _fit_groups(mesh_shape)
@@ -151,13 +146,13 @@ def _parse(
   if mesh_shape is not None:
     gin.bind_parameter("utils.run.mesh_shape", mesh_shape)
   if device is None:
-    mesh = _query("utils.run.mesh_shape", "")
-    several = not isinstance(mesh, str) or mtf.convert_to_shape(mesh).size > 1
+    mesh = bound("utils.run.mesh_shape", "")
+    several = mtf.convert_to_shape(mesh).size > 1
     device = "tpu_v3" if several else "cpu"
   if not device.startswith("tpu"):  # as in T5's main
     for dtype in ("slice_dtype", "activation_dtype"):
       gin.bind_parameter(f"utils.get_variable_dtype.{dtype}", "float32")
-    wanted = _query("precision.activation_dtype", None)
+    wanted = bound("precision.activation_dtype")
     if wanted is not None:
       gin.bind_parameter("utils.get_variable_dtype.activation_dtype", wanted)
   gin.finalize()
@@ -166,12 +161,12 @@ def _parse(
 
 def _fit_groups(mesh_shape: str) -> None:
   """Binds the largest groups that a core can have, up to the model's."""
-  wanted = _value("SwitchFFN.group_size")
+  wanted = bound("SwitchFFN.group_size")
   if wanted is None:
     return
-  rules, lengths = _value("utils.run.layout_rules"), _value("%sequence_length")
+  rules, lengths = bound("utils.run.layout_rules"), bound("%sequence_length")
   batch = mtf.Dimension("batch", utils.compute_batch_size(
-      lengths, mesh_shape, rules, _value("%batch_size")))
+      lengths, mesh_shape, rules, bound("%batch_size")))
   parts = utils.serialize_num_microbatches(
       batch, lengths, mtf.convert_to_shape(mesh_shape),
       mtf.convert_to_layout_rules(rules))
@@ -182,15 +177,15 @@ def _fit_groups(mesh_shape: str) -> None:
         size for size in range(1, wanted + 1) if tokens % size == 0))
 
 
-def _value(name: str) -> Any:
-  """A binding as gin would hand it over, or None."""
-  return copy.deepcopy(_query(name, None))
+def bound(name: str, default: Any = None) -> Any:
+  """What a parameter or macro is bound to, as gin would hand it over.
 
-
-def _query(name: str, default: Any) -> Any:
-  """A binding's value, or `default` where nothing is bound."""
+  Args:
+    name: "SwitchFFN.group_size" or "%batch_size".
+    default: where nothing is bound.
+  """
   try:
-    return gin.query_parameter(name)
+    return copy.deepcopy(gin.query_parameter(name))  # resolves macros
   except ValueError:
     return default
 

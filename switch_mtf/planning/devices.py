@@ -30,11 +30,6 @@ class Device:
   overhead: float = 1.0
   shared: bool = False
 
-  @property
-  def is_tpu(self) -> bool:
-    """Whether runs on it compute as on TPU."""
-    return self.name.startswith("tpu")
-
 
 def _ram() -> int:
   return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

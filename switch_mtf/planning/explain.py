@@ -1,16 +1,15 @@
 """What gin files come to, before anything is started."""
 
-import copy
 import os
 from collections.abc import Callable
 from typing import Any
 
-import gin
 import seqio
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 
 from switch_mtf.planning import fit, report
+from switch_mtf.planning.configuration import bound
 from switch_mtf.planning.plan import Plan
 
 # Of a run's steps, those at which the learning rate is shown.
@@ -36,7 +35,7 @@ def text(plan: Plan, model_dir: str) -> str:
           f"{plan.parameters.active_per_token:,} of them for a token",
           *_layers(plan)],
       "mesh": [fit.written(config.mesh_shape) or "one processor",
-               f"layout rules {_bound('utils.run.layout_rules')}",
+               f"layout rules {bound('utils.run.layout_rules')}",
                *_dtypes()],
       "data": _data(config.sequence_length),
       "batch": [f"{config.batch_size:,} sequences = "
@@ -67,11 +66,11 @@ def comparison(plan: Plan, model_dir: str) -> str | None:
   Returns:
     Lines of text.
   """
-  models = _bound("compare.models")
+  models = bound("compare.models")
   if models is None or _name(plan.configuration.train_model_fn) != "compare":
     return None
   lines = [f"compares {len(models)} models, a run each and seed:"]
-  for seed in _bound("compare.seeds") or (0,):
+  for seed in bound("compare.seeds") or (0,):
     lines += [f"  {name}: {path}, seed = {seed}, writes "
               f"{os.path.join(model_dir, f'{name}_seed{seed}')}"
               for name, path in models.items()]
@@ -105,7 +104,7 @@ def _dtypes() -> list[str]:
 
 def _data(lengths: dict[str, int]) -> list[str]:
   """The task or mixture that training reads."""
-  name = _bound("mesh_train_dataset_fn.mixture_or_task_name")
+  name = bound("mesh_train_dataset_fn.mixture_or_task_name")
   lines = [str(name)]
   if name in seqio.MixtureRegistry.names():
     mixture = seqio.MixtureRegistry.get(name)
@@ -141,22 +140,14 @@ def _losses(plan: Plan) -> list[str]:
 
 def _writes(plan: Plan, model_dir: str) -> list[str]:
   checkpoint = sum(shape.size for _, shape in plan.variables) * 4
-  every = _bound("utils.run.save_checkpoints_steps")
-  phases = _bound("train_then.phases") or []
+  every = bound("utils.run.save_checkpoints_steps")
+  phases = bound("train_then.phases") or []
   return [
       f"{model_dir}: operative_config.gin, metrics.jsonl, TensorBoard events",
       f"a checkpoint every {every} steps, {report.in_bytes(checkpoint)} and "
       "the optimizer's slots, "
-      f"{_bound('utils.run.keep_checkpoint_max') or 'all'} kept",
+      f"{bound('utils.run.keep_checkpoint_max') or 'all'} kept",
       *(f"then {phase}" for phase in phases)]
-
-
-def _bound(name: str) -> Any:
-  """What a parameter is bound to, as gin would hand it over, or None."""
-  try:
-    return copy.deepcopy(gin.query_parameter(name))  # resolves macros
-  except ValueError:
-    return None
 
 
 def _name(thing: Callable) -> str:

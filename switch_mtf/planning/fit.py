@@ -65,15 +65,26 @@ def advise(
     What fits.
   """
   mesh = configuration.mesh_shape
-  _, ways = mesh_axis(mtf.Dimension("batch", configuration.batch_size),
-                      configuration.layout_rules, mesh)
-  sequences = configuration.batch_size // ways / configuration.num_microbatches
+  ways = _batch_ways(configuration, mesh)
   free = _room(device, mesh.size) - memory.standing - memory.gradients
   fits = free >= memory.of_tokens
-  most = int(free * sequences // max(memory.of_tokens, 1))
+  most = int(free * _at_once(configuration) // max(memory.of_tokens, 1))
   return Advice(
       fits=fits, largest_batch=max(most, 0) * ways,
       meshes=[] if fits else _meshes(memory, configuration, device, graph))
+
+
+def _batch_ways(configuration: Configuration, mesh: mtf.Shape) -> int:
+  """Into how many parts a mesh splits the batch."""
+  _, ways = mesh_axis(mtf.Dimension("batch", configuration.batch_size),
+                      configuration.layout_rules, mesh)
+  return ways
+
+
+def _at_once(configuration: Configuration) -> float:
+  """Sequences that a processor computes with at the same time."""
+  ways = _batch_ways(configuration, configuration.mesh_shape)
+  return configuration.batch_size / ways / configuration.num_microbatches
 
 
 def _room(device: Device, processors: int) -> float:
@@ -108,20 +119,20 @@ def _needed(
     graph: mtf.Graph,
 ) -> float | None:
   """Bytes on a processor of another mesh; None where it does not divide."""
-  rules = configuration.layout_rules
-  batch = mtf.Dimension("batch", configuration.batch_size)
-  _, before = mesh_axis(batch, rules, configuration.mesh_shape)
-  _, ways = mesh_axis(batch, rules, mesh)
+  ways = _batch_ways(configuration, mesh)
   if configuration.batch_size % ways:
     return None
-  impl = mtf.MeshImpl(mesh, rules)
+  before = _at_once(configuration)
+  # Microbatches have a size for each processor: more of these, fewer of them.
+  after = min(before, configuration.batch_size / ways)
+  impl = mtf.MeshImpl(mesh, configuration.layout_rules)
   try:
     standing = sum(impl.slice_size(v.shape) * v.slice_dtype.size
                    for v in graph.all_variables)
   except ValueError:  # an axis does not divide a dimension
     return None
   return (standing + memory.gradients * standing / memory.standing
-          + memory.of_tokens * before / ways)
+          + memory.of_tokens * after / before)
 
 
 def written(mesh: mtf.Shape) -> str:

@@ -68,7 +68,7 @@ def build(configuration: Configuration) -> TrainingGraph:
       configuration.mesh_shape, configuration.layout_rules)
   arguments = configuration.arguments | {
       "use_tpu": tpu,
-      "model_dir": configuration.model_dir or "",
+      "model_dir": "",
       "init_checkpoint": None,  # values are not needed, nor is the file
       "optimizer": _watched(configuration.arguments["optimizer"], gradients)}
   collects = gc.isenabled()

@@ -11,6 +11,8 @@ import gin
 import seqio
 import tensorflow.compat.v1 as tf
 
+from switch_mtf.gin_files import near
+
 MAX_NAMES = 8
 
 
@@ -46,8 +48,8 @@ def _nearest_file(path: str, search_paths: list[str]) -> str:
     for root, _, names in os.walk(folder):
       known += [os.path.relpath(os.path.join(root, name), folder)
                 for name in names if name.endswith(".gin")]
-  near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
-  return f", nearest: {', '.join(near)}" if near else ""
+  found = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
+  return f", nearest: {', '.join(found)}" if found else ""
 
 
 def readable(error: Exception) -> str | None:
@@ -68,7 +70,7 @@ def explain_task_error(error: Exception) -> ValueError | None:
   known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
   return ValueError(
       "seqio: the task or mixture must be registered, with "
-      f"mixture_or_task_name={name}{_near(name, known)}. Correct MIXTURE_NAME, "
+      f"mixture_or_task_name={name}{near(name, known)}. Correct MIXTURE_NAME, "
       "or import the module that registers it with --module_import.")
 
 
@@ -94,7 +96,7 @@ def explain_gin_error(error: Exception) -> ValueError | None:
     name = unknown.group(1)
     return ValueError(
         f"gin: a binding must name a configurable, with name={name}"
-        f"{_near(name, _configurables())}. Correct the binding, or import its "
+        f"{near(name, _configurables())}. Correct the binding, or import its "
         f"module with --module_import. {_where(text)}")
   unknown = re.search(
       r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
@@ -102,7 +104,7 @@ def explain_gin_error(error: Exception) -> ValueError | None:
     name, parameter = unknown.groups()
     return ValueError(
         f"gin: a binding must name a parameter of {name}, with "
-        f"parameter={parameter}{_near(parameter, _parameters(name))}. Correct "
+        f"parameter={parameter}{near(parameter, _parameters(name))}. Correct "
         f"the binding {name}.{parameter}. {_where(text)}")
   return None
 
@@ -118,13 +120,6 @@ def _parameters(name: str) -> list[str]:
   """Names of the parameters of a configurable."""
   wrapped = gin.config._REGISTRY.get_match(name).wrapped
   return list(inspect.signature(wrapped).parameters)
-
-
-def _near(name: str, known: list[str]) -> str:
-  """', nearest: a, b' among names that may have dots in front."""
-  near = difflib.get_close_matches(
-      name.rsplit(".", 1)[-1], known, n=3, cutoff=0.6)
-  return f", nearest: {', '.join(near)}" if near else ""
 
 
 def _where(text: str) -> str:

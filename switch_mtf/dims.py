@@ -226,10 +226,14 @@ class MoeDims:
 
 
 def _batch_dims(x_shape: mtf.Shape) -> tuple[mtf.Dimension, mtf.Dimension]:
-  """O and B of a layer's input; O has size 1 where it is not there."""
+  """O and B of a layer's input.
+
+  Where O is not there, as in decoding, it has size 1 and is not split: every
+  replica of the experts then computes all of the batch.
+  """
   first = x_shape.dims[0]
-  outer = first if first.name == "outer_batch" else mtf.Dimension(
-      "outer_batch", 1)
+  outer = first if first.name == "outer_batch" else unsplit(
+      mtf.Dimension("outer_batch", 1))
   return outer, x_shape.get_dim_by_name("batch")
 
 

@@ -35,6 +35,14 @@ def pytest_collection_modifyitems(items):
       LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)))
 
 
+@pytest.fixture
+def loops_of_t5():
+  """Loops inside the graph, as T5's main has them."""
+  tf.disable_control_flow_v2()
+  yield
+  tf.enable_control_flow_v2()
+
+
 @pytest.fixture(autouse=True)
 def fresh_graph():
   """Gives every test a TensorFlow graph of its own."""

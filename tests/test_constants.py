@@ -1,4 +1,4 @@
-"""compat.reuse_constants: which constants of a graph are one operation."""
+"""compat: which constants of a graph are one operation; scopes that close."""
 
 import numpy as np
 import pytest
@@ -45,11 +45,12 @@ def test_constants_are_shared_within_a_place(place):
   assert made(7) is outside
 
 
-def test_constants_of_a_loop_are_its_own():
+def test_constants_of_a_loop_are_its_own(loops_of_t5):
   seen = [made(1)]
 
   def body(i):
     seen.append(made(1))
+    assert made(1) is seen[-1]
     return i + 1
 
   count = tf.while_loop(lambda i: i < 5, body, [0])
@@ -62,3 +63,18 @@ def test_constants_of_a_loop_are_its_own():
 @pytest.mark.parametrize("value", [np.array([1, 2]), "name", list(range(9))])
 def test_what_may_be_large_is_not_shared(value):
   assert made(value) is not made(value)
+
+
+def test_names_of_scopes_are_numbered_as_before():
+  # What is inside a scope starts anew when that scope is opened again, by its
+  # name; beside it, by default names, the count goes on.
+  names = []
+  for _ in range(2):
+    with tf.variable_scope("outer", reuse=tf.AUTO_REUSE):
+      for _ in range(2):
+        with tf.variable_scope(None, default_name="inner"):
+          names.append(tf.get_variable_scope().name)
+    with tf.variable_scope(None, default_name="beside"):
+      names.append(tf.get_variable_scope().name)
+  assert names == ["outer/inner", "outer/inner_1", "beside",
+                   "outer/inner", "outer/inner_1", "beside_1"]

@@ -43,7 +43,7 @@ def test_expert_capacity(group, experts, factor, minimum, slots):
 def test_sizes():
   # 96 tokens / 24 = 4 groups; 24 / 4 experts * 1.25 = 7.5, cut off to 7 slots.
   dims = create()
-  expected = dict(outer_batch_dim=("outer_batch", 1),
+  expected = dict(outer_batch_dim=("outer_batch_unsplit", 1),
                   num_groups_dim=("batch", 4), group_size_dim=("group", 24),
                   model_dim=("d_model", 16), experts_dim=("experts", 4),
                   capacity_dim=("expert_capacity", 7), ff_dim=("d_ff", 32),
@@ -62,12 +62,12 @@ def test_axes_in_the_order_of_the_suffix():
   def names(shape):
     return [d.name for d in shape]
 
-  assert names(dims.OGS) == ["outer_batch", "batch", "group"]
+  assert names(dims.OGS) == ["outer_batch_unsplit", "batch", "group"]
   assert names(dims.OGSM) == [*names(dims.OGS), "d_model"]
   assert names(dims.OGSE) == [*names(dims.OGS), "experts_unsplit"]
   assert names(dims.OGSK) == [*names(dims.OGS), "choices"]
   assert names(dims.OGEC) == [
-      "outer_batch", "batch", "experts_unsplit", "expert_capacity"]
+      "outer_batch_unsplit", "batch", "experts_unsplit", "expert_capacity"]
   assert names(dims.EXM) == ["experts", "expert_tokens", "d_model"]
   assert names(create(OUTER, **together).EXM) == [
       "experts", "outer_batch", "expert_tokens", "d_model"]

@@ -43,6 +43,9 @@ LAYOUTS = {
     "data, model": ("a:2;b:2", "batch:a;d_ff:b", PLAIN),
     "data apart from experts": ("a:2;b:2", "batch:a;experts:b", PLAIN),
     "replicas": ("o:2;a:2", "outer_batch:o;batch:a;experts:a", REPLICAS),
+    # As in decoding, where all replicas compute the same tokens.
+    "replicas, one batch": (
+        "o:2;a:2", "outer_batch:o;batch:a;experts:a", PLAIN),
     "replicas, data": ("o:2;a:2", "outer_batch:o;batch:a", REPLICAS),
     "replicas, model": ("o:2;a:2", "outer_batch:o;d_ff:a", REPLICAS),
     "replicas, data, experts, model": (
@@ -57,6 +60,7 @@ ALL_TO_ALL = {
     "data, experts, model": (0, 2),
     "the same, axes swapped": (1, 2),
     "replicas": (1, 1),
+    "replicas, one batch": (1, 2),
     "replicas, data, experts, model": (1, 2),
     "data and experts, 8 ways": (0, 2),
 }

@@ -186,14 +186,6 @@ def test_memory_of_tokens_grows_with_the_batch():
   assert 1.5 < eight.of_tokens / four.of_tokens <= 2
 
 
-@pytest.fixture
-def loops_of_t5():
-  """Loops inside the graph, as T5's main has them."""
-  tf.disable_control_flow_v2()
-  yield
-  tf.enable_control_flow_v2()
-
-
 def test_microbatches_need_memory_one_after_the_other(loops_of_t5):
   # 4 sequences at once, of 32 + 16 tokens, or 2 and 2. Tokens go to experts and
   # back in each part; the sums of gradients are communicated once.
@@ -283,6 +275,18 @@ def test_a_model_alone_is_planned_as_the_paper_trains_it():
   assert {stack: gin.query_parameter(f"{stack}/SwitchFFN.group_size")
           for stack in ("encoder", "decoder")} == {
               "encoder": 512, "decoder": 114}
+
+
+def test_a_model_with_a_layout_is_planned_as_the_paper_trains_it():
+  # 2,048 sequences on 2 replicas of 16 cores: 64 a core, computed 4 at a time.
+  config = configuration.resolve(
+      ["gin/models/switch_base_e16.gin",
+       "gin/layouts/v3_32_expert_replicas.gin"])
+  assert config.batch_size == 2048 and config.mesh_shape.size == 32
+  assert config.num_microbatches == 16
+  assert {stack: gin.query_parameter(f"{stack}/SwitchFFN.group_size")
+          for stack in ("encoder", "decoder")} == {
+              "encoder": 2048, "decoder": 456}
 
 
 def test_mesh_that_fits_in_parts_of_a_batch():

@@ -16,7 +16,7 @@ from switch_mtf import compat, gin_files
 from switch_mtf.dims import mesh_axis
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What a model without a run is planned as.
+# What a model, or a model and a layout, without a run are planned as.
 PAPER_RUN = "gin/experiments/paper/table9/common.gin"
 # Nothing is written, but without a name TensorFlow makes a folder.
 NOWHERE = "model_dir"
@@ -83,8 +83,8 @@ def resolve(
   """Parses gin files over T5's defaults and finds out what run they are.
 
   Args:
-    gin_paths: as for `run_t5.py`. If all of them are models, the paper's
-      pre-training follows, in groups that the mesh can have.
+    gin_paths: as for `run_t5.py`. If they are a model, or a model and a layout,
+      the paper's pre-training follows, in groups that the mesh can have.
     gin_params: bindings that win over the files.
     device: of the run's processors; by default cpu for one, tpu_v3 for several.
     mesh_shape: in place of `utils.run.mesh_shape`.
@@ -133,18 +133,19 @@ def _parse(
   folders = [str(ROOT), gin_files.T5_FOLDER]
   for folder in folders:
     gin.add_config_file_search_path(folder)
-  only_models = all(
-      pathlib.PurePath(path).parts[-2:-1] == ("models",) for path in paths)
-  paths = [*paths, *([PAPER_RUN] if only_models else [])]
+  kinds = {pathlib.PurePath(path).parent.name for path in paths}
+  without_run = "models" in kinds and kinds <= {"models", "layouts"}
+  paths = [*paths, *([PAPER_RUN] if without_run else [])]
   gin_files.check_run(paths, params, folders)
   gin.parse_config_files_and_bindings(
       [gin_files.DEFAULTS, *paths], params, finalize_config=False)
-  if only_models:
-    mesh_shape = mesh_shape or ""
-    _fit_groups(mesh_shape)
   gin.bind_parameter("utils.run.vocabulary", mesh_transformer.get_vocabulary())
+  if mesh_shape is None and kinds == {"models"}:
+    mesh_shape = ""
   if mesh_shape is not None:
     gin.bind_parameter("utils.run.mesh_shape", mesh_shape)
+  if without_run:
+    _fit_groups()
   if device is None:
     mesh = bound("utils.run.mesh_shape", "")
     several = mtf.convert_to_shape(mesh).size > 1
@@ -159,18 +160,20 @@ def _parse(
   return device
 
 
-def _fit_groups(mesh_shape: str) -> None:
+def _fit_groups() -> None:
   """Binds the largest groups that a core can have, up to the model's."""
   wanted = bound("SwitchFFN.group_size")
   if wanted is None:
     return
-  rules, lengths = bound("utils.run.layout_rules"), bound("%sequence_length")
+  mesh_shape, rules, lengths = map(bound, (
+      "utils.run.mesh_shape", "utils.run.layout_rules", "%sequence_length"))
   batch = mtf.Dimension("batch", utils.compute_batch_size(
       lengths, mesh_shape, rules, bound("%batch_size")))
   parts = utils.serialize_num_microbatches(
       batch, lengths, mtf.convert_to_shape(mesh_shape),
       mtf.convert_to_layout_rules(rules))
   _, ways = mesh_axis(batch, rules, mesh_shape)
+  ways *= bound("utils.tpu_estimator_model_fn.outer_batch_size", 1)
   for stack, feature in (("encoder", "inputs"), ("decoder", "targets")):
     tokens = batch.size // parts // ways * lengths[feature]
     gin.bind_parameter(f"{stack}/SwitchFFN.group_size", max(

@@ -1,0 +1,237 @@
+"""Every gin file builds its graph; those of CPU size also take two steps.
+
+  python -m benchmarks.gin_files [--resume]
+
+A row is something that a user can start: an experiment; a model alone, which
+runs as the paper pre-trains; a layout that no experiment has, under a model
+that it is for. Each is planned at its full size. Files of `gin/runs/` are in
+the experiments, or stand on top of a run (`tests/test_run_t5.py`).
+
+Writes `results/planning/gin_files.json` and, of it, a table of what the rows
+cost. Twenty minutes on two cores, two rows at a time.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import logging
+import math
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.record import ROOT, Record
+
+NAME = "gin_files"
+FOLDER = os.path.join(ROOT, "results", "planning")
+# Files of gin/experiments/ that others include; the rest can be started.
+PARTS = ("demo_text", "common", "pretrain", "finetune", "parts_of_4",
+         "finetune_parts_of_2")
+SMALL_RUN = "benchmarks/gin/planned.gin"
+CPU_MODELS = ("tiny", "switch_tiny_e16", "mini", "switch_mini_e16", "small",
+              "switch_small_e16")
+# For layouts that no experiment has. Two processes are started by hand.
+DEMO = "gin/experiments/demo_switch.gin"
+BASE = "gin/models/switch_base_e128.gin"
+MODEL_OF_LAYOUT = {
+    "cpu_2_data": DEMO, "cpu_2_model": DEMO, "cpu_2_expert": DEMO,
+    "cpu_4_expert_model": DEMO, "cpu_4_expert_replicas": DEMO,
+    "cpu_4_model_data": DEMO, "cpu_cluster_2_expert": DEMO,
+    "single_bfloat16": DEMO,
+    "gpu_4_data": BASE, "gpu_4_expert": BASE, "gpu_4_expert_model": BASE,
+    "v3_32_model": "gin/models/t5_xxl.gin",
+    "v3_1024_expert_model": "gin/models/switch_xxl_e64_paper.gin",
+}
+# What only a user can say; planning reads no checkpoint.
+ANSWERS = ("init_checkpoint = 'none'", "offline.value = True")
+TWO_STEPS = ("train_steps = 2", "warmup_steps = 1",
+             "save_checkpoints_steps = 2", "progress.record_steps = 1",
+             "train_then.phases = []")
+KEPT = ("device", "mesh_shape", "cores", "batch_size", "train_steps",
+        "num_microbatches", "parameters", "active_parameters_per_token",
+        "flops_per_sequence", "fits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """Something to start.
+
+  Attributes:
+    name: the file that it is about.
+    files: all that are given.
+    small: whether one CPU can train it.
+    device: that it is planned for; None for the planner's choice.
+    params: bindings, as docs/layouts.md gives them.
+  """
+
+  name: str
+  files: tuple[str, ...]
+  small: bool
+  device: str | None = None
+  params: tuple[str, ...] = ()
+
+
+def experiments() -> list[str]:
+  """The experiments that can be started, relative to the repository."""
+  found = (p.relative_to(ROOT).as_posix()
+           for p in pathlib.Path(ROOT).glob("gin/experiments/**/*.gin"))
+  return sorted(p for p in found if pathlib.PurePath(p).stem not in PARTS)
+
+
+def rows() -> list[Row]:
+  """Everything that is checked."""
+  found = [Row(p, (p,), small="/paper/" not in p) for p in experiments()]
+  for path in sorted(pathlib.Path(ROOT, "gin/models").glob("*.gin")):
+    name = path.relative_to(ROOT).as_posix()
+    small = path.stem in CPU_MODELS
+    if path.stem in ("t5", "paper_init"):  # no model: sizes, or scale, are open
+      continue
+    found.append(Row(name, (name, SMALL_RUN) if small else (name,), small))
+  for stem, model in MODEL_OF_LAYOUT.items():
+    name = f"gin/layouts/{stem}.gin"
+    found.append(Row(
+        name, (model, name), small=model == DEMO and "cluster" not in stem,
+        device={"gpu": "h100", "v3": "tpu_v3"}.get(stem.split("_")[0], "cpu"),
+        params=("SwitchFFN.group_size = 64",) if model == DEMO else ()))
+  return found
+
+
+def plan(row: Row) -> dict[str, Any]:
+  """Plans a row in this process.
+
+  Returns:
+    What it costs, under `KEPT` and some sums; "compares" instead of a need for
+    two steps if it starts other runs; "error" alone if it cannot be planned.
+  """
+  from switch_mtf.planning.plan import plan as make
+  from switch_mtf.training.compare import compare
+  begun = time.perf_counter()
+  try:
+    made = make(row.files, [*ANSWERS, *row.params], device=row.device)
+  except Exception as error:  # the rows after it are still wanted
+    return {"error": f"{type(error).__name__}: {error}"}
+  figures = made.as_dict()
+  return {name: figures[name] for name in KEPT} | {
+      "training_flops": made.training_flops,
+      "memory_per_core": figures["memory_per_core"]["peak"],
+      "bytes_sent_per_core_and_step": sum(
+          kind["bytes"] for kind in figures["communication_per_step"]),
+      "compares": made.configuration.train_model_fn is compare,
+      "seconds": time.perf_counter() - begun}
+
+
+def two_steps(row: Row) -> dict[str, Any]:
+  """Trains for two steps in a process of its own.
+
+  Returns:
+    "losses" of the steps and "seconds", or "error".
+  """
+  from switch_mtf.training import metrics
+  begun = time.perf_counter()
+  with tempfile.TemporaryDirectory() as folder:
+    done = subprocess.run(
+        [sys.executable, "run_t5.py", f"--model_dir={folder}",
+         *(f"--gin_file={path}" for path in row.files),
+         *(f"--gin_param={param}" for param in (*TWO_STEPS, *row.params))],
+        cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+      return {"error": (done.stdout + done.stderr)[-2000:]}
+    losses = [record["loss"] for record in metrics.read(folder, "train")]
+  if len(losses) != 2 or not all(map(math.isfinite, losses)):
+    return {"error": f"two finite losses must be recorded, with {losses}"}
+  return {"losses": losses, "seconds": time.perf_counter() - begun}
+
+
+def check(row: Row) -> dict[str, Any]:
+  """Plans a row and, if it is small, trains it for two steps."""
+  found = {"files": row.files, "params": row.params, "plan": plan(row)}
+  if row.small and not found["plan"].get("compares", True):
+    found["run"] = two_steps(row)
+  return found
+
+
+def error_of(found: dict[str, Any]) -> str | None:
+  """What went wrong with a row, if something did."""
+  return found["plan"].get("error") or found.get("run", {}).get("error")
+
+
+def _start() -> None:
+  """What a process needs before it plans."""
+  logging.getLogger().setLevel(logging.CRITICAL)
+  import tasks  # noqa: F401
+  from switch_mtf.planning.configuration import start_graph_mode
+  start_graph_mode()
+
+
+def _done(todo: Sequence[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
+  """Checks rows, as many at once as there are cores; as they come."""
+  with concurrent.futures.ProcessPoolExecutor(
+      os.cpu_count(), multiprocessing.get_context("spawn"), _start) as pool:
+    futures = {pool.submit(check, row): row for row in todo}
+    for future in concurrent.futures.as_completed(futures):
+      yield futures[future], future.result()
+
+
+def table(groups: Sequence[dict[str, Any]]) -> str:
+  """A table of what the rows cost."""
+  lines = [
+      "# What each gin file costs", "",
+      "Planned, by `python -m benchmarks.gin_files`; see docs/planning.md. "
+      "FLOPs are forward, of one sequence; the memory of a CPU is that of the "
+      "whole process.", "",
+      "| file | parameters | a token meets | FLOPs a sequence | cores | "
+      "batch | steps | GB a core | GB sent a core and step | fits |",
+      "|---|--:|--:|--:|---|--:|--:|--:|--:|---|"]
+  for group in sorted(groups, key=lambda g: g["name"]):
+    found = group["measurements"]["plan"]
+    if "error" in found:
+      continue
+    lines.append(
+        f"| `{group['name']}` | {found['parameters']:,} | "
+        f"{found['active_parameters_per_token']:,} | "
+        f"{found['flops_per_sequence']:.3g} | "
+        f"{found['cores']:,} {found['device']} | {found['batch_size']:,} | "
+        f"{found['train_steps']:,} | {found['memory_per_core'] / 1e9:.1f} | "
+        f"{found['bytes_sent_per_core_and_step'] / 1e9:.2f} | "
+        f"{'yes' if found['fits'] else 'no'} |")
+  return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+  """Checks every row; 0 if all are right."""
+  parser = argparse.ArgumentParser(
+      prog=f"python -m benchmarks.{NAME}", description=__doc__.split("\n")[0])
+  parser.add_argument("--resume", action="store_true",
+                      help="go on with the rows that the record lacks")
+  arguments = parser.parse_args()
+  record = Record(os.path.join(FOLDER, f"{NAME}.json"), NAME, {},
+                  arguments.resume)
+  todo = [row for row in rows() if record.find(0, row.name) is None]
+  begun = time.perf_counter()
+  for count, (row, found) in enumerate(_done(todo), 1):
+    record.add(0, row.name, os.getloadavg()[0], found)
+    seconds = time.perf_counter() - begun
+    left = seconds / count * (len(todo) - count)
+    print(f"{count}/{len(todo)} {row.name}: {error_of(found) or 'ok'} | "
+          f"{left / 60:.0f} min left", flush=True)
+  groups = record.data["groups"]
+  wrong = [g["name"] for g in groups if error_of(g["measurements"])]
+  ran = sum("run" in g["measurements"] for g in groups)
+  record.finish([{"rows": len(groups), "trained": ran, "wrong": wrong,
+                  "seconds": time.perf_counter() - begun}])
+  with open(os.path.join(FOLDER, f"{NAME}.md"), "w") as f:
+    f.write(table(groups))
+  print(f"{NAME}: {len(groups)} graphs built, {ran} trained for two steps, "
+        f"{len(wrong)} wrong {wrong or ''} in "
+        f"{(time.perf_counter() - begun) / 60:.0f} min")
+  return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

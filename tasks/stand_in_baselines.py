@@ -1,17 +1,19 @@
 """What the stand-ins' metrics are worth: figures without a model, and a run's.
 
     python -m tasks.stand_in_baselines [--model_dir=DIR] [--multilingual]
+        [--json=FILE]
 
 For each stand-in it prints what the task's own metrics
 give, on the validation split, to a simple answer: the most frequent label, the
 title itself, the first words of the article. With a model_dir, also what was
-measured there, by gin/runs/task_metrics.gin; with --multilingual, the loss of a
-model that knows how frequent tokens are.
+measured there, by gin/runs/task_metrics.gin or perplexity_eval.gin; with
+--multilingual, the loss of a model that knows how frequent tokens are.
 """
 
 import argparse
 import collections
 import glob
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -119,12 +121,32 @@ def token_frequencies(
 
 
 def measured(model_dir: str) -> Iterator[tuple[str, int, float]]:
-  """Yields (metric, step, value) from the events of T5's evaluation."""
+  """Yields (metric, step, value): T5's task metrics, and the losses."""
   for path in sorted(glob.glob(
       os.path.join(model_dir, "validation_eval", "events.out.*"))):
     for event in tf.compat.v1.train.summary_iterator(path):
       for value in event.summary.value:
         yield value.tag, event.step, value.simple_value
+  losses = os.path.join(model_dir, "metrics.jsonl")
+  if os.path.exists(losses):
+    with open(losses) as f:
+      for record in map(json.loads, filter(str.strip, f)):
+        if record["kind"] == "eval":
+          yield (f"{record['name']}/neg_log_perplexity", record["step"],
+                 record["neg_log_perplexity"])
+
+
+def simple_answers() -> dict[str, dict[str, Scores]]:
+  """Returns task -> answer -> metrics."""
+  found = {}
+  for name, baselines in BASELINES.items():
+    examples = read_examples(
+        stand_ins.fetched_file(name), STAND_INS[name].example)
+    found[name] = {
+        baseline.__name__: baseline(
+            name, examples["train"], examples["validation"])
+        for baseline in baselines}
+  return found
 
 
 def _show(figures: Scores) -> str:
@@ -139,24 +161,25 @@ def main() -> None:
   parser.add_argument(
       "--multilingual", action="store_true",
       help="add the multilingual stand-in: minutes, for its 100 pipelines")
+  parser.add_argument("--json", metavar="FILE", help="write the figures there")
   arguments = parser.parse_args()
-  model_dir = arguments.model_dir
-  for name, baselines in BASELINES.items():
-    examples = read_examples(
-        stand_ins.fetched_file(name), STAND_INS[name].example)
-    sizes = " + ".join(f"{len(examples[split]):,} {split}"
-                       for split in ("train", "validation"))
-    for baseline in baselines:
-      figures = baseline(name, examples["train"], examples["validation"])
-      print(f"{name} ({sizes}) | {baseline.__name__}: {_show(figures)}")
+  found = {"baselines": simple_answers(), "run": {}}
   if arguments.multilingual:
-    figures = token_frequencies(
-        stand_in_multilingual.MIXTURE, {"inputs": 64, "targets": 16}, 5000,
-        1000)
-    print(f"{stand_in_multilingual.MIXTURE} | token_frequencies: "
-          f"{_show(figures)}")
-  for tag, step, value in measured(model_dir) if model_dir else ():
+    found["baselines"][stand_in_multilingual.MIXTURE] = {
+        "token_frequencies": token_frequencies(
+            stand_in_multilingual.MIXTURE, {"inputs": 64, "targets": 16}, 5000,
+            1000)}
+  for task, answers in found["baselines"].items():
+    for answer, figures in answers.items():
+      print(f"{task} | {answer}: {_show(figures)}")
+  for tag, step, value in (
+      measured(arguments.model_dir) if arguments.model_dir else ()):
     print(f"{tag} | step {step:,} | {value:.2f}")
+    found["run"].setdefault(tag, {})[step] = value
+  if arguments.json:
+    with open(arguments.json, "w") as f:
+      json.dump(found, f, indent=1)
+      f.write("\n")
 
 
 if __name__ == "__main__":

@@ -262,8 +262,11 @@ def test_measured_figures_are_read(tmp_path):
   with tf.io.TFRecordWriter(
       str(tmp_path / "validation_eval" / "events.out.1")) as writer:
     writer.write(event.SerializeToString())
+  (tmp_path / "metrics.jsonl").write_text(
+      '\n{"kind": "train", "step": 7, "loss": 2.0}\n{"kind": "eval", "name": '
+      '"task_validation", "step": 7, "neg_log_perplexity": -3.0}')
   assert list(stand_in_baselines.measured(str(tmp_path))) == [
-      ("eval/task/em", 7, 0.5)]
+      ("eval/task/em", 7, 0.5), ("task_validation/neg_log_perplexity", 7, -3.0)]
 
 
 # Errors.

@@ -265,6 +265,19 @@ def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
       setattr(module, name, value)
 
 
+def make_student_teacher_with(make: Callable[..., Any]) -> None:
+  """Lets `make` configure the models of `model_type = "bi_student_teacher"`.
+
+  `utils.build_model` names upstream's function, and that names the class. Can
+  go when the class is gin-configurable.
+
+  Args:
+    make: as `transformer.make_bi_student_teacher`; returns a StudentTeacher.
+  """
+  from mesh_tensorflow.transformer import transformer
+  transformer.make_bi_student_teacher = make
+
+
 @contextlib.contextmanager
 def arguments_of_model_fn() -> Iterator[dict[str, Any]]:
   """While it is open, `utils.run` makes no model_fn, but tells what it is of.

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import gin
 from gin import config_parser
 from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer_main
@@ -70,14 +71,14 @@ class Macro(str):
 
 
 class Reference(str):
-  """`@scope/name` or `@scope/name()`, as a value."""
+  """`@scope/name` or `@scope/name()`, as a value: without the "@"."""
 
 
 class _AsWritten(config_parser.ParserDelegate):
   """Leaves macros and references unresolved."""
 
   def configurable_reference(self, scoped_configurable_name, evaluate):
-    return Reference(scoped_configurable_name)
+    return Reference(scoped_configurable_name + "()" * evaluate)
 
   def macro(self, macro_name):
     return Macro(macro_name)
@@ -127,6 +128,59 @@ def _statements(
         name = f"{name}.{statement.arg_name}"
       yield Binding(
           scope, name, statement.value, file, statement.location.line_num)
+
+
+def macros(path: str) -> dict[str, Any]:
+  """The macros that a gin file defines, by name."""
+  return {b.name: b.value for b in read([path], [], [T5_FOLDER])
+          if b.is_macro}
+
+
+def bind_in_scope(path: str, scope: str) -> None:
+  """Binds all that a gin file says, in a scope.
+
+  Macros are replaced by their values in that file. What is bound in the scope
+  already stays as it is.
+
+  Args:
+    path: of the file, such as the operative_config.gin of a run.
+    scope: that goes in front of those of the file.
+
+  Raises:
+    ValueError: by gin, for a name that it does not know.
+  """
+  values = macros(path)
+  lines = []
+  for binding in read([path], [], [T5_FOLDER]):
+    name = "/".join(filter(None, (scope, binding.scope, binding.name)))
+    if not binding.is_macro and not _is_bound(name):
+      lines.append(f"{name} = {_written(binding.value, values)}")
+  with gin.unlock_config():
+    gin.parse_config(lines)
+
+
+def _is_bound(name: str) -> bool:
+  try:
+    gin.query_parameter(name)
+  except ValueError:
+    return False
+  return True
+
+
+def _written(value: Any, macros: dict[str, Any]) -> str:
+  """A value as in a gin file."""
+  if isinstance(value, Macro):
+    return _written(macros[value], macros) if value in macros else f"%{value}"
+  if isinstance(value, Reference):
+    return f"@{value}"
+  if isinstance(value, dict):
+    return "{" + ", ".join(
+        f"{_written(k, macros)}: {_written(v, macros)}"
+        for k, v in value.items()) + "}"
+  if isinstance(value, list | tuple):
+    inside = "".join(f"{_written(part, macros)}, " for part in value)
+    return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+  return repr(value)
 
 
 def check_run(

@@ -1,0 +1,372 @@
+"""Distillation: a student learns from a teacher's probabilities too (4.2).
+
+`utils.run.model_type = "bi_student_teacher"` trains the model that gin
+configures outside of any scope, as without a teacher, by
+
+  (1 - fraction_soft) * hard + fraction_soft * temperature^2 * soft
+
+hard is its own loss, soft its cross-entropy with softmax(teacher's logits /
+temperature), its own logits divided likewise. Losses of a Switch student's
+routers come to that. Differs from upstream's StudentTeacher:
+
+- The teacher is in evaluation mode: no dropout, no jitter, its capacity in
+  evaluation.
+- Only the student is in the run's checkpoints, by the names that it has alone:
+  any command takes it up from there. The teacher is read anew at each start.
+- Weights are taken over from a teacher whose blocks are longer.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+import mesh_tensorflow as mtf
+import seqio
+import tensorflow.compat.v1 as tf
+from mesh_tensorflow.transformer import transformer
+from t5.models import mesh_transformer
+
+from switch_mtf import checks, compat, gin_files
+from switch_mtf.layers import embedding
+from switch_mtf.training import metrics, student_init
+
+TEACHER = "teacher"
+TRAIN = tf.estimator.ModeKeys.TRAIN
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A trained model.
+
+  Attributes:
+    checkpoint: model_dir, or path without ".index".
+    config: gin file of the model; None if `teacher/` in gin says it all.
+  """
+
+  checkpoint: str
+  config: str | None
+
+  def build(self, **arguments: Any) -> transformer.Bitransformer:
+    """Returns the model, as its gin file and the scope `teacher/` have it.
+
+    Args:
+      **arguments: of `transformer.make_bitransformer`.
+
+    Raises:
+      ValueError: if it reads other tokens than the run.
+    """
+    if self.config is not None:
+      _check_vocabulary(self.config)
+      gin_files.bind_in_scope(self.config, TEACHER)
+    with gin.config_scope(TEACHER):
+      return transformer.make_bitransformer(**arguments)
+
+  def trained(self) -> str:
+    """Returns the path of the checkpoint, of a model_dir the last.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    path = self.checkpoint
+    if tf.io.gfile.isdir(path):
+      path = tf.train.latest_checkpoint(path)
+    if not path or not tf.io.gfile.exists(f"{path}.index"):
+      raise ValueError(
+          "distillation: the teacher's checkpoint must be there, with "
+          f"checkpoint={self.checkpoint}. Set distill_from.checkpoint to a "
+          "model_dir, or to a path without .index.")
+    return path
+
+
+@gin.configurable
+def distill_from(
+    checkpoint: str = gin.REQUIRED, config: str | None = "beside"
+) -> Teacher:
+  """The teacher of a distillation.
+
+  Args:
+    checkpoint: of the teacher, such as DIR/model.ckpt-3000, or a model_dir, of
+      which the last one counts.
+    config: gin file that has the teacher's model. By default the
+      operative_config.gin beside the checkpoint; None if the run's own gin has
+      it all in the scope `teacher/`.
+
+  Returns:
+    Both.
+
+  Raises:
+    ValueError: if the gin file is not there.
+  """
+  if config == "beside":
+    folder = (checkpoint if tf.io.gfile.isdir(checkpoint)
+              else os.path.dirname(checkpoint))
+    config = os.path.join(folder, "operative_config.gin")
+  if config is not None and not tf.io.gfile.exists(config):
+    raise ValueError(
+        "distillation: the teacher's gin file must be there, with "
+        f"config={config}. Set distill_from.checkpoint to the teacher's "
+        "folder, or distill_from.config to the gin file of its model.")
+  return Teacher(checkpoint, config)
+
+
+def _check_vocabulary(config: str) -> None:
+  """Raises ValueError if a run's gin file names a task of other tokens."""
+  name = gin_files.macros(config).get("MIXTURE_NAME")
+  known = seqio.TaskRegistry.names() | seqio.MixtureRegistry.names()
+  if name not in known:
+    return
+  ours, theirs = (mesh_transformer.get_vocabulary(),
+                  mesh_transformer.get_vocabulary(name))
+  if ours != theirs:
+    raise ValueError(
+        "distillation: student and teacher must have one vocabulary, with "
+        f"{ours[1]} in the run, {theirs[1]} in the teacher's {name}. Set "
+        "MIXTURE_NAME to a task with the teacher's vocabulary, or "
+        "distill_from.checkpoint to a teacher with this one.")
+
+
+@gin.configurable("distillation")
+class Distillation(transformer.StudentTeacher):
+  """A student and its teacher; see the module."""
+
+  def __init__(
+      self,
+      student: transformer.Bitransformer,
+      teacher: Teacher,
+      models: Mapping[str, Any],
+      *,
+      temperature: float = 1.0,
+      fraction_soft: float = 0.25,
+      start_step: int = 0,
+      copy_weights: bool = True,
+      replaced: str = student_init.FRESH,
+  ):
+    """Configures the loss and the student's start.
+
+    Args:
+      student: that is trained.
+      teacher: that it learns from; built when a graph for training is.
+      models: arguments with which it is built.
+      temperature: that both models' logits are divided by in the soft loss. The
+        paper does not give one.
+      fraction_soft: weight of the soft loss, 0.25 in the paper.
+      start_step: the first step with a soft loss; before it all is hard loss.
+      copy_weights: whether a new run takes over the teacher's weights where
+        nothing depends on its experts.
+      replaced: then, how a feed-forward layer starts where the teacher has
+        experts: "fresh", "mean_expert" or "most_used_expert".
+
+    Raises:
+      ValueError: if an option has an illegal value.
+    """
+    who = "distillation"
+    checks.number(who, above=0.0, temperature=temperature)
+    checks.number(who, at_least=0.0, at_most=1.0, fraction_soft=fraction_soft)
+    checks.whole(who, at_least=0, start_step=start_step)
+    checks.flag(who, copy_weights=copy_weights)
+    checks.one_of(who, student_init.WAYS, replaced=replaced)
+    super().__init__(
+        student, None, temperature=temperature, fraction_soft=fraction_soft,
+        distill_start_step=start_step, teacher_checkpoint=teacher.checkpoint,
+        initialize_student_weights=copy_weights)
+    self.replaced = replaced
+    self._from = teacher
+    self._models = models
+    self._hard_loss = (
+        student.decoder._loss_fn or embedding.cross_entropy_from_ids)
+
+  def call_simple(
+      self, inputs: mtf.Tensor, targets: mtf.Tensor, compute_loss: bool,
+      mode: str = TRAIN, **kwargs: Any,
+  ) -> tuple[mtf.Tensor, mtf.Tensor | None]:
+    """See the base class: the student's logits, and the loss.
+
+    Args:
+      inputs: int32 [batch dims, length].
+      targets: int32 [batch dims, length].
+      compute_loss: whether a loss is returned; the teacher has a part in it in
+        training only.
+      mode: a tf.estimator.ModeKeys.
+      **kwargs: for both models.
+    """
+    self.student.decoder._loss_fn = self._hard_loss
+    if compute_loss and mode == TRAIN and self.fraction_soft > 0:
+      self.student.decoder._loss_fn = self._mixed_loss(
+          self.teacher_logits(inputs, targets, **kwargs))
+    return self.student.call_simple(
+        inputs, targets, compute_loss, mode=mode, **kwargs)
+
+  def teacher_logits(
+      self, inputs: mtf.Tensor, targets: mtf.Tensor, **kwargs: Any
+  ) -> mtf.Tensor:
+    """What the teacher says, as in its own evaluation; without a gradient.
+
+    Args:
+      inputs: int32 [batch dims, length].
+      targets: int32 [batch dims, length].
+      **kwargs: of `Bitransformer.call_simple`.
+
+    Returns:
+      float32 [batch dims, length, vocab].
+    """
+    if self.teacher is None:
+      self.teacher = self._from.build(**self._models)
+    graph = inputs.mesh.graph
+    before = set(graph.trainable_variables)
+    with tf.variable_scope(TEACHER), gin.config_scope(TEACHER):
+      logits, _ = self.teacher.call_simple(
+          inputs, targets, compute_loss=False,
+          mode=tf.estimator.ModeKeys.EVAL, **kwargs)
+    graph.make_variables_untrainable(
+        [v for v in graph.trainable_variables if v not in before])
+    return mtf.stop_gradient(mtf.to_float(logits))
+
+  def _mixed_loss(self, teacher_logits: mtf.Tensor):
+    """A `Unitransformer.loss_fn`."""
+
+    def loss_fn(model, context, logits, targets, vocab_dim):
+      hard = self._hard_loss(model, context, logits, targets, vocab_dim)
+      soft = mtf.layers.softmax_cross_entropy_with_logits(
+          mtf.to_float(logits) / self.temperature,
+          mtf.softmax(teacher_logits / self.temperature, vocab_dim),
+          vocab_dim, z_loss=model.z_loss)
+      real = mtf.cast(mtf.greater(targets, 0), soft.dtype)
+      soft = mtf.reduce_sum(soft * real) / model.loss_denominator(
+          targets, context.num_microbatches)
+      share = self._share()
+      return (hard * tf.cast(1.0 - share, hard.dtype)
+              + mtf.cast(soft, hard.dtype) * tf.cast(
+                  self.temperature**2 * share, hard.dtype))
+
+    return loss_fn
+
+  def _share(self) -> tf.Tensor:
+    """Of the soft loss at this step."""
+    step = tf.train.get_or_create_global_step()
+    return tf.where(step >= self.distill_start_step, self.fraction_soft, 0.0)
+
+  def decode(self, *args: Any, **kwargs: Any) -> mtf.Tensor:
+    """Decodes with the student."""
+    return self.student.decode(*args, **kwargs)
+
+  def initialize(self) -> None:
+    """Takes the teacher's values, and the student's first ones, from its file.
+
+    Called when the graph is complete.
+
+    Raises:
+      ValueError: if the checkpoint is not of this teacher.
+    """
+    if self.fraction_soft == 0 and not self.initialize_student_weights:
+      return
+    checkpoint = self._from.trained()
+    shapes = {name: tuple(shape)
+              for name, shape in tf.train.list_variables(checkpoint)}
+    variables = {v.op.name: v for v in tf.global_variables()}
+    teacher = {name.removeprefix(f"{TEACHER}/"): variable
+               for name, variable in variables.items()
+               if name.startswith(f"{TEACHER}/")}
+    _check_teacher(teacher, shapes, checkpoint)
+    tf.train.init_from_checkpoint(checkpoint, teacher)
+    _leave_out_of_checkpoints(teacher.values())
+    if self.initialize_student_weights:
+      self._initialize_student(variables, shapes, checkpoint)
+
+  def _initialize_student(
+      self, variables: Mapping[str, tf.Variable],
+      shapes: Mapping[str, tuple[int, ...]], checkpoint: str,
+  ) -> None:
+    """Takes over weights, and says which."""
+    student = {
+        name: v for name, v in variables.items()
+        if not name.startswith(f"{TEACHER}/") and "_slot_" not in name
+        and name != "global_step"}
+    shapes = {name: shape for name, shape in shapes.items()
+              if "_slot_" not in name and name != "global_step"}
+    start = student_init.match(
+        {name: tuple(v.shape.as_list()) for name, v in student.items()}, shapes,
+        self.replaced)
+    used = {}
+    if self.replaced == student_init.MOST_USED:
+      used = most_used_experts(os.path.dirname(checkpoint))
+    student_init.assign(student, start, checkpoint, used)
+    for line in student_init.lines(start):
+      print(f"distillation: {line}", file=sys.stderr)
+
+
+def _check_teacher(
+    teacher: Mapping[str, tf.Variable], shapes: Mapping[str, tuple[int, ...]],
+    checkpoint: str,
+) -> None:
+  """Raises ValueError unless the checkpoint has the teacher's variables."""
+  for name, variable in teacher.items():
+    wanted = tuple(variable.shape.as_list())
+    if shapes.get(name) != wanted:
+      raise ValueError(
+          "distillation: the teacher's checkpoint must be of the teacher's "
+          f"model, with {name}={list(wanted)} in the model, "
+          f"{list(shapes[name]) if name in shapes else 'nothing'} in "
+          f"checkpoint={checkpoint}. Correct distill_from.checkpoint, or the "
+          "model in distill_from.config. If it is an embedding, the "
+          "vocabularies differ: set MIXTURE_NAME to a task with the teacher's.")
+
+
+def _leave_out_of_checkpoints(variables) -> None:
+  """Makes variables local: a session initialises them whenever it starts."""
+  names = {v.op.name for v in variables}
+  kept = [v for v in tf.get_collection_ref(tf.GraphKeys.GLOBAL_VARIABLES)
+          if v.op.name not in names]
+  tf.get_collection_ref(tf.GraphKeys.GLOBAL_VARIABLES)[:] = kept
+  for variable in variables:
+    tf.add_to_collection(tf.GraphKeys.LOCAL_VARIABLES, variable)
+
+
+def most_used_experts(model_dir: str) -> dict[str, int]:
+  """Returns each Switch layer's most used expert, from the last record.
+
+  Args:
+    model_dir: of the teacher, with its metrics.jsonl.
+
+  Raises:
+    ValueError: if nothing was recorded.
+  """
+  records = metrics.read(model_dir, "train")
+  found = {
+      name.removesuffix(f"/{metrics.LOAD}"): max(range(len(load)),
+                                                 key=load.__getitem__)
+      for name, load in (records[-1].items() if records else ())
+      if name.endswith(metrics.LOAD)}
+  if not found:
+    raise ValueError(
+        "distillation: the teacher's run must have recorded the load of its "
+        f"experts, with model_dir={model_dir}. Set distillation.replaced to "
+        "'fresh' or 'mean_expert'.")
+  return found
+
+
+def make_student_teacher(
+    input_vocab_size: int, output_vocab_size: int, layout: Any = None,
+    mesh_shape: Any = None,
+) -> Distillation:
+  """In place of upstream's `make_bi_student_teacher`.
+
+  Args:
+    input_vocab_size: of the run's vocabulary.
+    output_vocab_size: the same.
+    layout: rules of the run.
+    mesh_shape: of the run.
+
+  Returns:
+    The models, configured.
+  """
+  arguments = dict(input_vocab_size=input_vocab_size,
+                   output_vocab_size=output_vocab_size, layout=layout,
+                   mesh_shape=mesh_shape)
+  return Distillation(
+      transformer.make_bitransformer(**arguments), distill_from(), arguments)
+
+
+compat.make_student_teacher_with(make_student_teacher)

@@ -88,6 +88,10 @@ def _prepare(argv: list[str]) -> None:
     raise ValueError(
         "run_t5: --gin_file must be given with other flags, with "
         "gin_file=None. Add --gin_file=gin/experiments/demo.gin or another.")
+  if not FLAGS["model_dir"].present:
+    raise ValueError(
+        "run_t5: --model_dir must be given, with model_dir=None. Add "
+        "--model_dir=runs/NAME or another folder, for checkpoints and figures.")
   folders = [ROOT, gin_files.T5_FOLDER, *FLAGS.gin_location_prefix]
   guards.check_gin_files(FLAGS.gin_file, folders)
   gin_files.check_run(FLAGS.gin_file, FLAGS.gin_param or [], folders)

@@ -117,6 +117,7 @@ class MoeDims:
       decoding: bool = False,
       layout: mtf.LayoutRules | str | None = None,
       mesh_shape: mtf.Shape | str | None = None,
+      scope: str = "",
   ) -> "MoeDims":
     """Splits the tokens of `x` into groups and gives each expert its slots.
 
@@ -135,6 +136,8 @@ class MoeDims:
       decoding: True where `x` is one position of each sequence.
       layout: layout rules of the run, None for one processor.
       mesh_shape: mesh of the run, None for one processor.
+      scope: of gin, such as "decoder", that tells this layer from those of the
+        other stack; for errors.
 
     Raises:
       ValueError: if tokens, groups or experts do not divide, or a layout rule
@@ -151,7 +154,8 @@ class MoeDims:
     _check_tokens(tokens, batch_ways, batch_dim.name)
     if decoding:
       group_size, capacity_factor = tokens // batch_ways, None
-    group_size = _fit_groups(tokens, group_size, batch_ways, batch_dim.name)
+    group_size = _fit_groups(
+        tokens, group_size, batch_ways, batch_dim.name, scope)
     capacity = group_size if capacity_factor is None else expert_capacity(
         group_size, num_experts, capacity_factor, min_capacity)
     return cls(
@@ -341,7 +345,7 @@ def _check_tokens(tokens: int, ways: int, batch_name: str) -> None:
 
 
 def _fit_groups(
-    tokens: int, group_size: int, ways: int, batch_name: str
+    tokens: int, group_size: int, ways: int, batch_name: str, scope: str
 ) -> int:
   """The size of a group: `group_size`, or all tokens where they are fewer.
 
@@ -355,8 +359,8 @@ def _fit_groups(
   raise ValueError(
       "SwitchFFN: group_size must divide the tokens of each processor, with "
       f"tokens={tokens}, mesh axis '{batch_name}'={ways}, "
-      f"group_size={group_size}. Set SwitchFFN.group_size to a divisor of "
-      f"{per_processor}, such as "
+      f"group_size={group_size}. Set {f'{scope}/' if scope else ''}"
+      f"SwitchFFN.group_size to a divisor of {per_processor}, such as "
       f"{_or(legal_divisors(per_processor, group_size))}.")
 
 

@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -20,6 +21,7 @@ from t5.models import mesh_transformer_main
 # be that of a reference, as in `@train/schedule()`.
 SCOPES = frozenset({"attention", "decoder", "encoder", "student", "teacher"})
 REQUIRED = "gin.REQUIRED"
+COMMAND_LINE = "--gin_param"
 
 # Gin files of others: mesh_tensorflow's, of which one stands before those of
 # every run, and T5's, which are found by their relative path.
@@ -105,7 +107,7 @@ def read(
   for path in paths:
     found += _of_file(path, folders)
   for param in params:
-    found += [binding for binding in _statements(param, "--gin_param", folders)]
+    found += [binding for binding in _statements(param, COMMAND_LINE, folders)]
   return found
 
 
@@ -140,7 +142,7 @@ def bind_in_scope(path: str, scope: str) -> None:
   """Binds all that a gin file says, in a scope.
 
   Macros are replaced by their values in that file. What is bound in the scope
-  already stays as it is.
+  already wins, also over a binding that is only for a part of the model.
 
   Args:
     path: of the file, such as the operative_config.gin of a run.
@@ -152,9 +154,11 @@ def bind_in_scope(path: str, scope: str) -> None:
   values = macros(path)
   lines = []
   for binding in read([path], [], [T5_FOLDER]):
-    name = "/".join(filter(None, (scope, binding.scope, binding.name)))
-    if not binding.is_macro and not _is_bound(name):
-      lines.append(f"{name} = {_written(binding.value, values)}")
+    scopes = [scope, *filter(None, binding.scope.split("/"))]
+    names = ["/".join([*scopes[:depth], binding.name])
+             for depth in range(1, len(scopes) + 1)]
+    if not binding.is_macro and not any(map(_is_bound, names)):
+      lines.append(f"{names[-1]} = {written(binding.value, values)}")
   with gin.unlock_config():
     gin.parse_config(lines)
 
@@ -167,18 +171,24 @@ def _is_bound(name: str) -> bool:
   return True
 
 
-def _written(value: Any, macros: dict[str, Any]) -> str:
-  """A value as in a gin file."""
+def written(value: Any, macros: Mapping[str, Any] = types.MappingProxyType({})
+            ) -> str:
+  """A value as in a gin file.
+
+  Args:
+    value: with macros and references as `Macro` and `Reference`.
+    macros: values to put in the place of some macros.
+  """
   if isinstance(value, Macro):
-    return _written(macros[value], macros) if value in macros else f"%{value}"
+    return written(macros[value], macros) if value in macros else f"%{value}"
   if isinstance(value, Reference):
     return f"@{value}"
   if isinstance(value, dict):
     return "{" + ", ".join(
-        f"{_written(k, macros)}: {_written(v, macros)}"
+        f"{written(k, macros)}: {written(v, macros)}"
         for k, v in value.items()) + "}"
   if isinstance(value, list | tuple):
-    inside = "".join(f"{_written(part, macros)}, " for part in value)
+    inside = "".join(f"{written(part, macros)}, " for part in value)
     return f"[{inside}]" if isinstance(value, list) else f"({inside})"
   return repr(value)
 
@@ -213,7 +223,7 @@ def check_scopes(bindings: Sequence[Binding]) -> None:
   """
   legal = set(SCOPES)
   for binding in bindings:
-    for value in _flat(binding.value):
+    for value in flat(binding.value):
       if isinstance(value, Reference):
         legal |= set(value.split("/")[:-1])
   for binding in _ours(bindings):
@@ -263,13 +273,17 @@ def _right_folder(name: str, kind: str) -> str:
 
 
 def check_macros(bindings: Sequence[Binding]) -> None:
-  """Raises ValueError for what is required or used, and has no value.
+  """Raises ValueError for macros without a value, and for idle ones.
+
+  A macro in a file may be for some models only; one on the command line is
+  there to change something.
 
   Args:
     bindings: of a run, in order: of one that is complete.
 
   Raises:
-    ValueError: naming all that is required, or the first macro that is used.
+    ValueError: naming all that is required, or the first macro that is used
+      without a value, or given by --gin_param and used by nothing.
   """
   last = {(binding.scope, binding.name): binding for binding in bindings}
   unset = [b for b in last.values() if b.value == Macro(REQUIRED)]
@@ -283,22 +297,31 @@ def check_macros(bindings: Sequence[Binding]) -> None:
   macros = {"/".join(filter(None, (b.scope, b.name)))
             for b in bindings if b.is_macro}
   for binding in bindings:
-    for value in _flat(binding.value):
+    for value in flat(binding.value):
       # A macro with a dot is a constant of some module.
       if isinstance(value, Macro) and "." not in value and value not in macros:
         raise ValueError(
             f"gin: a macro must have a value, with macro={value}"
             f"{near(value, macros)}. Correct it in {binding.place}, or set it "
             f"with --gin_param=\"{value} = ...\".")
+  used = {value for binding in bindings for value in flat(binding.value)
+          if isinstance(value, Macro)}
+  for binding in bindings:
+    if (binding.file == COMMAND_LINE and binding.is_macro
+        and binding.name not in used):
+      raise ValueError(
+          "gin: a macro of --gin_param must be used, with "
+          f"macro={binding.name}{near(binding.name, used)}. Correct it, or "
+          "leave it out.")
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def flat(value: Any) -> Iterator[Any]:
   """The leaves of a value."""
   if isinstance(value, dict):
     value = [*value.keys(), *value.values()]
   if isinstance(value, list | tuple):
     for part in value:
-      yield from _flat(part)
+      yield from flat(part)
   else:
     yield value
 

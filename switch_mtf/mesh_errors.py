@@ -34,6 +34,18 @@ def explain(
   return None
 
 
+def explain_axis(error: Exception) -> ValueError | None:
+  """A better error of an axis that T5 finds not to divide, or None."""
+  found = re.match(
+      r"Mesh dimension \((\d+)\) must divide tensor dimension "
+      r"\(Dimension\(name='(\w+)', size=(\d+)\)", str(error))
+  if not found:
+    return None
+  ways, name, size = found.groups()
+  return _undivided(mtf.Dimension(name, int(size)),
+                    mtf.Dimension(f"that of {name}", int(ways)))
+
+
 def _undivided(dim: mtf.Dimension, ways: mtf.Dimension) -> ValueError:
   """The error for a mesh axis that does not divide a dimension."""
   below = dim.size - dim.size % ways.size

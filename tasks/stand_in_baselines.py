@@ -1,13 +1,11 @@
 """What the stand-ins' metrics are worth: figures without a model, and a run's.
 
-    python -m tasks.stand_in_baselines [--model_dir=DIR] [--multilingual]
-        [--json=FILE]
+    python -m tasks.stand_in_baselines [--model_dir=DIR] [--json=FILE]
 
-For each stand-in it prints what the task's own metrics
-give, on the validation split, to a simple answer: the most frequent label, the
-title itself, the first words of the article. With a model_dir, also what was
-measured there, by gin/runs/task_metrics.gin or perplexity_eval.gin; with
---multilingual, the loss of a model that knows how frequent tokens are.
+For each stand-in it prints what the task's own metrics give, on the validation
+split, to a simple answer: the most frequent label, the title itself, the first
+words of the article, the frequencies of tokens. With a model_dir, also what was
+measured there, by gin/runs/task_metrics.gin or perplexity_eval.gin.
 """
 
 import argparse
@@ -93,28 +91,25 @@ BASELINES = {
 
 
 def token_frequencies(
-    mixture: str, lengths: dict[str, int], train_examples: int,
-    validation_examples: int) -> Scores:
+    task: str, lengths: dict[str, int], examples: int) -> Scores:
   """Returns the loss of a model that knows how frequent tokens are, no more.
 
   Args:
-    mixture: of span-corruption tasks.
+    task: of span corruption.
     lengths: of inputs and targets.
-    train_examples: how many to count tokens in.
-    validation_examples: how many to measure on.
+    examples: how many to count tokens in, and at most to measure on.
 
   Returns:
     "neg_log_perplexity" in nats a token of the targets, with one more of each
       token than was counted.
   """
-  provider = seqio.get_mixture_or_task(mixture)
+  provider = seqio.get_mixture_or_task(task)
   size = provider.output_features["targets"].vocabulary.vocab_size
   counts, measured = (
       np.bincount(np.concatenate([ex["targets"] for ex in provider.get_dataset(
           lengths, split, shuffle=True, seed=0).take(examples)
           .as_numpy_iterator()]), minlength=size)
-      for split, examples in (("train", train_examples),
-                              ("validation", validation_examples)))
+      for split in ("train", "validation"))
   log_probs = np.log((counts + 1) / (counts.sum() + size))
   return {"neg_log_perplexity":
               float((measured * log_probs).sum() / measured.sum())}
@@ -146,6 +141,8 @@ def simple_answers() -> dict[str, dict[str, Scores]]:
         baseline.__name__: baseline(
             name, examples["train"], examples["validation"])
         for baseline in baselines}
+  found[stand_in_multilingual.JOINT] = {"token_frequencies": token_frequencies(
+      stand_in_multilingual.JOINT, {"inputs": 64, "targets": 16}, 5000)}
   return found
 
 
@@ -158,17 +155,9 @@ def main() -> None:
   """Prints the figures."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--model_dir", help="of a run of the stand-ins")
-  parser.add_argument(
-      "--multilingual", action="store_true",
-      help="add the multilingual stand-in: minutes, for its 100 pipelines")
   parser.add_argument("--json", metavar="FILE", help="write the figures there")
   arguments = parser.parse_args()
   found = {"baselines": simple_answers(), "run": {}}
-  if arguments.multilingual:
-    found["baselines"][stand_in_multilingual.MIXTURE] = {
-        "token_frequencies": token_frequencies(
-            stand_in_multilingual.MIXTURE, {"inputs": 64, "targets": 16}, 5000,
-            1000)}
   for task, answers in found["baselines"].items():
     for answer, figures in answers.items():
       print(f"{task} | {answer}: {_show(figures)}")
@@ -177,6 +166,10 @@ def main() -> None:
     print(f"{tag} | step {step:,} | {value:.2f}")
     found["run"].setdefault(tag, {})[step] = value
   if arguments.json:
+    if arguments.model_dir:  # of the tasks of the run
+      found["baselines"] = {
+          task: answers for task, answers in found["baselines"].items()
+          if any(task in tag for tag in found["run"])}
     with open(arguments.json, "w") as f:
       json.dump(found, f, indent=1)
       f.write("\n")

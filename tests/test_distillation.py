@@ -26,7 +26,7 @@ def make(z_loss=0.0, loss_fn=cross_entropy_from_ids, **options):
       output_vocab_size=VOCAB, autoregressive=True, max_length=LENGTH,
       vocab_divisor=1, z_loss=z_loss, loss_fn=loss_fn)
   return Distillation(types.SimpleNamespace(decoder=decoder),
-                      Teacher("nowhere", None), {}, **options)
+                      None, {}, **options)
 
 
 def loss_and_gradient(student, teacher, **options):

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("clean_gin")
 FILES = sorted(
     p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/**/*.gin"))
 # Phases stand on top of a run, as in train_then.phases or after its experiment.
-PHASES = ("perplexity_eval", "eval_by_source", "fill_blanks", "eval", "infer",
-          "score", "export")
+PHASES = ("perplexity_eval", "perplexity_eval_jointly", "eval_by_source",
+          "fill_blanks", "eval", "infer", "score", "export")
 # What a user must say, and no file can.
 ASKED = ("init_checkpoint", "input_filename", "output_filename",
          "inputs_filename", "targets_filename", "scores_filename",

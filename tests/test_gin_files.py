@@ -31,7 +31,7 @@ def test_reads_files_in_the_order_of_gin(tmp_path):
   assert [(b.scope, b.name, b.value, b.line) for b in found] == [
       ("", "x", 1, 1), ("", "y", 2, 2), ("", "x", 3, 4),
       ("encoder", "Layer.size", "x", 5),
-      ("", "Layer.sub", ["train/Other", "y"], 6), ("", "x", 4, 1)]
+      ("", "Layer.sub", ["train/Other()", "y"], 6), ("", "x", 4, 1)]
   assert isinstance(found[3].value, gin_files.Macro)
   assert isinstance(found[4].value[0], gin_files.Reference)
   assert [b.is_macro for b in found] == [True] * 3 + [False] * 2 + [True]

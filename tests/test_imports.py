@@ -26,7 +26,11 @@ ALLOWED = {
         "switch_mtf.kernels", "switch_mtf.layers", "switch_mtf.mesh_errors",
         "switch_mtf.training"],
     "switch_mtf.checkpoints": [
-        "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.checkpoints"],
+        "switch_mtf.dims", "switch_mtf.gin_files", "switch_mtf.layers",
+        "switch_mtf.checkpoints"],
+    "switch_mtf.planning.__main__": [
+        "switch_mtf.gin_files", "switch_mtf.planning",
+        "switch_mtf.training.guards"],
     "switch_mtf.planning": [
         "switch_mtf.dims", "switch_mtf.gin_files", "switch_mtf.layers",
         "switch_mtf.mesh_errors", "switch_mtf.planning"],

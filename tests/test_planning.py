@@ -325,7 +325,8 @@ def test_report_says_what_matters():
   text = report.text(planned())
   for line in (
       "20 steps of 4 sequences", "on 1 cpu core", "parameters",
-      "capacity, encoder    5 slots", "communication: none", "fits; at most"):
+      "capacity, encoder    5 slots", "communication: none",
+      "fits: 4 sequences at once; at most"):
     assert line in text
 
 

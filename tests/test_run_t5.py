@@ -293,7 +293,7 @@ def test_another_models_checkpoint_is_refused_and_kept(trained):
     ([f"--gin_file={TINY}", "--gin_param=SwitchFFN.num_expert = 2"],
      "parameter=num_expert, nearest: num_experts"),
     ([f"--gin_file={TINY}", "--gin_param=SwitchFFN.group_size = 48"],
-     "Set SwitchFFN.group_size to a divisor of 128"),
+     "Set encoder/SwitchFFN.group_size to a divisor of 128"),
     ([f"--gin_file={TINY}", "--gin_param=d_ff = 33",
       "--gin_param=utils.run.mesh_shape = 'model:2'"],
      "dimension d_ff=33, mesh axis model=2"),

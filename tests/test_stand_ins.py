@@ -251,7 +251,7 @@ def test_token_frequencies_by_hand(monkeypatch):
   monkeypatch.setattr(seqio, "get_mixture_or_task", lambda _: provider)
   # Counts 0, 2, 1, 0, and one more each: 1, 3, 2, 1 of 7.
   assert stand_in_baselines.token_frequencies(
-      "any", {}, 2, 1)["neg_log_perplexity"] == pytest.approx(
+      "any", {}, 2)["neg_log_perplexity"] == pytest.approx(
           (2 * np.log(3 / 7) + np.log(1 / 7)) / 3)
 
 

@@ -171,7 +171,8 @@ class SwitchFFN(transformer.TransformerLayer):
         num_choices=self.router.num_choices(self.num_experts),
         decoding=context.mode == "incremental",
         layout=context.model.layout,
-        mesh_shape=context.model.mesh_shape)
+        mesh_shape=context.model.mesh_shape,
+        scope=_gin_scope())
 
   def _add_losses(
       self, context: transformer.Context, losses: dict[str, mtf.Tensor]
@@ -192,6 +193,12 @@ class SwitchFFN(transformer.TransformerLayer):
     if terms:
       context.losses.append(
           mtf.cast(mtf.add_n(terms), context.activation_dtype))
+
+
+def _gin_scope() -> str:
+  """The scope in which gin configures the stack that is being built."""
+  scope, found, _ = tf.get_variable_scope().name.partition("/block_")
+  return scope if found else ""
 
 
 def _few_choices(context: transformer.Context, dims: MoeDims) -> bool:

@@ -6,9 +6,11 @@ import json
 import logging
 import sys
 
+from switch_mtf import gin_files
 from switch_mtf.planning import devices, report
-from switch_mtf.planning.configuration import start_graph_mode
+from switch_mtf.planning.configuration import ROOT, start_graph_mode
 from switch_mtf.planning.plan import plan
+from switch_mtf.training import guards
 
 
 def _arguments() -> argparse.Namespace:
@@ -23,6 +25,9 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--device", choices=devices.names(),
                       help="cpu for one processor, else tpu_v3, by default")
   parser.add_argument("--json", action="store_true")
+  for flag in ("--model_dir", "--tpu"):
+    parser.add_argument(flag, help="not used: so that a command of run_t5.py "
+                        "can be planned by replacing its first words")
   parser.add_argument("--picture", metavar="FILE",
                       help="draw which core holds which slices")
   return parser.parse_args()
@@ -37,10 +42,12 @@ def main() -> int:
     importlib.import_module(name)
   start_graph_mode()
   try:
+    guards.check_gin_files(
+        arguments.gin_file, [str(ROOT), gin_files.T5_FOLDER])
     found = plan(arguments.gin_file, arguments.gin_param,
                  device=arguments.device, mesh_shape=arguments.mesh_shape)
   except (ValueError, OSError) as error:
-    print(str(error).split("\n  In call to configurable")[0], file=sys.stderr)
+    print(guards.readable(error) or error, file=sys.stderr)
     return 2
   print(json.dumps(found.as_dict(), indent=1) if arguments.json
         else report.text(found))

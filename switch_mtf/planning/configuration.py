@@ -33,6 +33,8 @@ class Configuration:
     num_microbatches: that a step's batch is cut into.
     device: name of the device of its processors.
     train_model_fn: what `utils.run` would hand the run to.
+    added: gin files and bindings that were planned beside those that were
+      given; None where these are a run.
   """
 
   mode: str
@@ -41,6 +43,7 @@ class Configuration:
   num_microbatches: int
   device: str
   train_model_fn: Any
+  added: tuple[list[str], list[str]] | None = None
 
   @property
   def is_tpu(self) -> bool:
@@ -95,7 +98,7 @@ def resolve(
   Raises:
     ValueError: where the run would raise one.
   """
-  device = _parse(gin_paths, gin_params, device, mesh_shape)
+  device, added = _parse(gin_paths, gin_params, device, mesh_shape)
   found = {}
 
   def note_steps(estimator, vocabulary, sequence_length, batch_size,
@@ -117,14 +120,18 @@ def resolve(
       arguments["layout_rules"])
   return Configuration(
       mode=mode, arguments=arguments, num_microbatches=num_microbatches,
-      device=device, train_model_fn=train_model_fn, **found)
+      device=device, train_model_fn=train_model_fn, added=added, **found)
 
 
 def _parse(
     paths: Sequence[str], params: Sequence[str], device: str | None,
     mesh_shape: str | None,
-) -> str:
-  """Parses as T5's main does, locks the configuration, returns the device."""
+) -> tuple[str, tuple[list[str], list[str]] | None]:
+  """Parses as T5's main does and locks the configuration.
+
+  Returns:
+    The device, and what was added to the files.
+  """
   if not paths:
     raise ValueError(
         "planning: --gin_file must be given, with gin_file=None. Add "
@@ -134,18 +141,15 @@ def _parse(
   for folder in folders:
     gin.add_config_file_search_path(folder)
   kinds = {pathlib.PurePath(path).parent.name for path in paths}
-  without_run = "models" in kinds and kinds <= {"models", "layouts"}
-  paths = [*paths, *([PAPER_RUN] if without_run else [])]
+  files = _missing_files(kinds, mesh_shape, device)
+  paths = [*paths, *files]
   gin_files.check_run(paths, params, folders)
   gin.parse_config_files_and_bindings(
       [gin_files.DEFAULTS, *paths], params, finalize_config=False)
   gin.bind_parameter("utils.run.vocabulary", mesh_transformer.get_vocabulary())
-  if mesh_shape is None and kinds == {"models"}:
-    mesh_shape = ""
   if mesh_shape is not None:
     gin.bind_parameter("utils.run.mesh_shape", mesh_shape)
-  if without_run:
-    _fit_groups()
+  groups = _fit_groups() if files else []
   if device is None:
     mesh = bound("utils.run.mesh_shape", "")
     several = mtf.convert_to_shape(mesh).size > 1
@@ -157,14 +161,40 @@ def _parse(
     if wanted is not None:
       gin.bind_parameter("utils.get_variable_dtype.activation_dtype", wanted)
   gin.finalize()
-  return device
+  if files and mesh_shape:
+    groups.insert(0, f"utils.run.mesh_shape = '{mesh_shape}'")
+  return device, (files, groups) if files else None
 
 
-def _fit_groups() -> None:
-  """Binds the largest groups that a core can have, up to the model's."""
+def _missing_files(
+    kinds: set[str], mesh_shape: str | None, device: str | None
+) -> list[str]:
+  """Files that make a run of a model, or of a model and a layout.
+
+  Args:
+    kinds: folders of what was given.
+    mesh_shape: in place of the layout's.
+    device: of the run's processors.
+  """
+  if "models" not in kinds or not kinds <= {"models", "layouts"}:
+    return []
+  if "layouts" in kinds:
+    return [PAPER_RUN]
+  on_tpu = mesh_shape and (device is None or device.startswith("tpu"))
+  layout = "tpu" if on_tpu else "single"
+  return [f"gin/layouts/{layout}.gin", PAPER_RUN]
+
+
+def _fit_groups() -> list[str]:
+  """Binds the largest groups that a core can have, up to the model's.
+
+  Returns:
+    The bindings.
+  """
   wanted = bound("SwitchFFN.group_size")
   if wanted is None:
-    return
+    return []
+  made = []
   mesh_shape, rules, lengths = map(bound, (
       "utils.run.mesh_shape", "utils.run.layout_rules", "%sequence_length"))
   batch = mtf.Dimension("batch", utils.compute_batch_size(
@@ -176,8 +206,11 @@ def _fit_groups() -> None:
   ways *= bound("utils.tpu_estimator_model_fn.outer_batch_size", 1)
   for stack, feature in (("encoder", "inputs"), ("decoder", "targets")):
     tokens = batch.size // parts // ways * lengths[feature]
-    gin.bind_parameter(f"{stack}/SwitchFFN.group_size", max(
-        size for size in range(1, wanted + 1) if tokens % size == 0))
+    name = f"{stack}/SwitchFFN.group_size"
+    size = max(size for size in range(1, wanted + 1) if tokens % size == 0)
+    gin.bind_parameter(name, size)
+    made.append(f"{name} = {size}")
+  return made
 
 
 def bound(name: str, default: Any = None) -> Any:

@@ -29,7 +29,7 @@ def text(plan: Plan, model_dir: str) -> str:
   config = plan.configuration
   arguments = config.arguments
   topics = {
-      "mode": [config.mode],
+      "mode": [config.mode, *report.added(config)],
       "model": [
           f"{arguments['model_type']}, {plan.parameters.total:,} parameters, "
           f"{plan.parameters.active_per_token:,} of them for a token",
@@ -143,11 +143,16 @@ def _writes(plan: Plan, model_dir: str) -> list[str]:
   every = bound("utils.run.save_checkpoints_steps")
   phases = bound("train_then.phases") or []
   return [
-      f"{model_dir}: operative_config.gin, metrics.jsonl, TensorBoard events",
+      f"{_absolute(model_dir)}: operative_config.gin, metrics.jsonl, "
+      "TensorBoard events",
       f"a checkpoint every {every} steps, {report.in_bytes(checkpoint)} and "
       "the optimizer's slots, "
       f"{bound('utils.run.keep_checkpoint_max') or 'all'} kept",
       *(f"then {phase}" for phase in phases)]
+
+
+def _absolute(folder: str) -> str:
+  return folder if "://" in folder else os.path.abspath(folder)
 
 
 def _name(thing: Callable) -> str:

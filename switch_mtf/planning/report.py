@@ -1,6 +1,7 @@
 """A plan in words."""
 
 from switch_mtf.planning import fit
+from switch_mtf.planning.configuration import Configuration
 from switch_mtf.planning.plan import TRAINING_PASSES, Plan
 
 HINTS = {
@@ -32,6 +33,7 @@ def _run(plan: Plan) -> list[str]:
   lengths = " + ".join(
       f"{length} of {name}" for name, length in config.sequence_length.items())
   return [
+      *added(config),
       f"{config.train_steps:,} steps of {config.batch_size:,} sequences "
       f"(tokens: {lengths})" + (
           f", {config.num_microbatches} microbatches a step"
@@ -40,6 +42,25 @@ def _run(plan: Plan) -> list[str]:
       f"{'core' if mesh.size == 1 else 'cores'}"
       + (f", mesh {fit.written(mesh)}" if mesh.dims else ""),
   ]
+
+
+def added(config: Configuration) -> list[str]:
+  """What was planned beside what was given, and how a run gets it.
+
+  Args:
+    config: of the plan.
+
+  Returns:
+    Lines of text; none where a run was given.
+  """
+  if not config.added:
+    return []
+  files, params = config.added
+  return [
+      "no run was given: this is the paper's pre-training, which is",
+      "  python run_t5.py ... --model_dir=DIR "
+      + " ".join(f"--gin_file={path}" for path in files),
+      *(f'    --gin_param="{param}"' for param in params)]
 
 
 def _model(plan: Plan) -> list[str]:
@@ -96,18 +117,26 @@ def _communication(plan: Plan) -> list[str]:
 
 def _verdict(plan: Plan) -> list[str]:
   advice, config = plan.advice, plan.configuration
+  parts = config.num_microbatches
   batch = f"{advice.largest_batch:,} sequences at once"
   if advice.fits:
-    return [f"fits; at most {batch} would"]
+    at_once = config.batch_size // parts
+    return [f"fits: {at_once:,} sequences at once"
+            + (f", {parts} times a step" if parts > 1 else "")
+            + f"; at most {advice.largest_batch:,} would"]
   lines = ["DOES NOT FIT. What does:"]
   if advice.largest_batch:
     lines.append(
-        f"  {batch}: utils.run.batch_size, or parts of a batch by "
-        "serialize_num_microbatches.tokens_per_microbatch_per_replica")
+        f"  {batch}, in place of {config.batch_size // parts:,}: a smaller "
+        "utils.run.batch_size, or smaller parts of it by "
+        "serialize_num_microbatches.tokens_per_microbatch_per_replica (tokens "
+        "of the inputs) and groups that divide them")
   lines += [f"  --mesh_shape={mesh}" for mesh in advice.meshes]
   if len(lines) == 1:
-    lines.append(f"  nothing near: split more of the weights than "
-                 f"{config.layout_rules} does")
+    lines.append(
+        "  nothing near: a smaller model" + (
+            ", or weights that are split further, by utils.run.layout_rules"
+            if config.mesh_shape.size > 1 else ""))
   return lines
 
 

@@ -19,7 +19,7 @@ routers come to that. Differs from upstream's StudentTeacher:
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gin
@@ -135,7 +135,7 @@ class Distillation(transformer.StudentTeacher):
   def __init__(
       self,
       student: transformer.Bitransformer,
-      teacher: Teacher,
+      find_teacher: Callable[[], Teacher],
       models: Mapping[str, Any],
       *,
       temperature: float = 1.0,
@@ -148,8 +148,8 @@ class Distillation(transformer.StudentTeacher):
 
     Args:
       student: that is trained.
-      teacher: that it learns from; built when a graph for training is.
-      models: arguments with which it is built.
+      find_teacher: gives the one that it learns from; called for training.
+      models: arguments with which that is built.
       temperature: that both models' logits are divided by in the soft loss. The
         paper does not give one.
       fraction_soft: weight of the soft loss, 0.25 in the paper.
@@ -170,10 +170,9 @@ class Distillation(transformer.StudentTeacher):
     checks.one_of(who, student_init.WAYS, replaced=replaced)
     super().__init__(
         student, None, temperature=temperature, fraction_soft=fraction_soft,
-        distill_start_step=start_step, teacher_checkpoint=teacher.checkpoint,
-        initialize_student_weights=copy_weights)
+        distill_start_step=start_step, initialize_student_weights=copy_weights)
     self.replaced = replaced
-    self._from = teacher
+    self._find_teacher = find_teacher
     self._models = models
     self._hard_loss = (
         student.decoder._loss_fn or embedding.cross_entropy_from_ids)
@@ -213,7 +212,7 @@ class Distillation(transformer.StudentTeacher):
       float32 [batch dims, length, vocab].
     """
     if self.teacher is None:
-      self.teacher = self._from.build(**self._models)
+      self.teacher = self._find_teacher().build(**self._models)
     graph = inputs.mesh.graph
     before = set(graph.trainable_variables)
     with tf.variable_scope(TEACHER), gin.config_scope(TEACHER):
@@ -262,7 +261,7 @@ class Distillation(transformer.StudentTeacher):
     """
     if self.fraction_soft == 0 and not self.initialize_student_weights:
       return
-    checkpoint = self._from.trained()
+    checkpoint = self._find_teacher().trained()
     shapes = {name: tuple(shape)
               for name, shape in tf.train.list_variables(checkpoint)}
     variables = {v.op.name: v for v in tf.global_variables()}
@@ -366,7 +365,7 @@ def make_student_teacher(
                    output_vocab_size=output_vocab_size, layout=layout,
                    mesh_shape=mesh_shape)
   return Distillation(
-      transformer.make_bitransformer(**arguments), distill_from(), arguments)
+      transformer.make_bitransformer(**arguments), distill_from, arguments)
 
 
 compat.make_student_teacher_with(make_student_teacher)

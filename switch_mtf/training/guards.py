@@ -11,6 +11,7 @@ import gin
 import seqio
 import tensorflow.compat.v1 as tf
 
+from switch_mtf import mesh_errors
 from switch_mtf.gin_files import near
 
 MAX_NAMES = 8
@@ -55,7 +56,8 @@ def _nearest_file(path: str, search_paths: list[str]) -> str:
 def readable(error: Exception) -> str | None:
   """What to tell the user of an error, or None if it needs its traceback."""
   better = (explain_gin_error(error) or explain_task_error(error)
-            or explain_batch_error(error) or error)
+            or explain_batch_error(error) or mesh_errors.explain_axis(error)
+            or error)
   text = str(better).split("\n  In call to configurable")[0]
   return text if re.match(r"[\w. ]+: .* must ", text, re.DOTALL) else None
 

@@ -1,0 +1,1 @@
+"""Checkpoints for other code to read."""

@@ -22,11 +22,11 @@ from switch_mtf.gin_files import Macro, Reference
 CONFIG = "operative_config.gin"
 IMPORTS = ("mesh_tensorflow.transformer.transformer",
            "mesh_tensorflow.transformer.transformer_layers")
-# What makes a model.
+# What makes a model, and the dtypes of its checkpoint.
 CONFIGURABLES = frozenset({
     "Bitransformer", "make_bitransformer", "LayerStack", "make_layer_stack",
     "Unitransformer", "SelfAttention", "EncDecAttention", "DenseReluDense",
-    "get_vocab_embedding_cls", "VocabEmbedding"})
+    "get_vocab_embedding_cls", "VocabEmbedding", "get_variable_dtype"})
 # Ours -> what has the same numbers in mesh_tensorflow; None: its default.
 UPSTREAM = {"rms_norm": "transformer.sublayer_rms_norm",
             "GatherEmbedding": None, "cross_entropy_from_ids": None}

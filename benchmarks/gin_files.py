@@ -49,7 +49,7 @@ MODEL_OF_LAYOUT = {
     "v3_1024_expert_model": "gin/models/switch_xxl_e64_paper.gin",
 }
 # What only a user can say; planning reads no checkpoint.
-ANSWERS = ("init_checkpoint = 'none'", "offline.value = True")
+ASKED = "init_checkpoint"
 TWO_STEPS = ("train_steps = 2", "warmup_steps = 1",
              "save_checkpoints_steps = 2", "progress.record_steps = 1",
              "train_then.phases = []")
@@ -67,7 +67,7 @@ class Row:
     files: all that are given.
     small: whether one CPU can train it.
     device: that it is planned for; None for the planner's choice.
-    params: bindings, as docs/layouts.md gives them.
+    params: bindings that it needs.
   """
 
   name: str
@@ -86,7 +86,11 @@ def experiments() -> list[str]:
 
 def rows() -> list[Row]:
   """Everything that is checked."""
-  found = [Row(p, (p,), small="/paper/" not in p) for p in experiments()]
+  from switch_mtf import gin_files
+  found = [
+      Row(path, (path,), small="/paper/" not in path,
+          params=(f"{ASKED} = 'none'",) if ASKED in gin_files.macros(path)
+          else ()) for path in experiments()]
   for path in sorted(pathlib.Path(ROOT, "gin/models").glob("*.gin")):
     name = path.relative_to(ROOT).as_posix()
     small = path.stem in CPU_MODELS
@@ -113,7 +117,8 @@ def plan(row: Row) -> dict[str, Any]:
   from switch_mtf.training.compare import compare
   begun = time.perf_counter()
   try:
-    made = make(row.files, [*ANSWERS, *row.params], device=row.device)
+    made = make(row.files, ["offline.value = True", *row.params],
+                device=row.device)
   except Exception as error:  # the rows after it are still wanted
     return {"error": f"{type(error).__name__}: {error}"}
   figures = made.as_dict()

@@ -16,6 +16,7 @@ from typing import Any
 
 import gin
 import seqio
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from t5.data import glue_utils, postprocessors, preprocessors
 from t5.evaluation import metrics
@@ -37,6 +38,10 @@ VOCABULARIES = {"": vocabularies.T5, "_4k": vocabularies.SMALL_4K}
 # As GLUE's CoLA and SST-2 have them.
 ACCEPTABILITY_LABELS = ("unacceptable", "acceptable")
 SENTIMENT_LABELS = ("negative", "positive")
+# Passages of articles, of as many words as 64 tokens hold, and how many of them
+# a headline has.
+OPENING = "stand_in_opening"
+PASSAGE_WORDS, PASSAGE_STRIDE, OPENING_WORDS = 60, 40, 5
 
 
 @gin.configurable("stand_ins", module="tasks")
@@ -101,9 +106,41 @@ def ask(dataset):
       "answers": ex["answers"]})
 
 
+def openings(dataset):
+  """Makes passages of articles, to be summarised by their first words.
+
+  Nothing but copying solves it, which a model must know before it can learn
+  from a few headlines.
+
+  Args:
+    dataset: of {"document"}.
+
+  Returns:
+    A data set of {"document", "summary"}, several of an article.
+  """
+  def of_article(ex):
+    words = tf.strings.split(ex["document"])
+    last = tf.maximum(tf.size(words) - PASSAGE_WORDS, 1)
+    return tf.data.Dataset.range(
+        0, tf.cast(last, tf.int64), PASSAGE_STRIDE).map(lambda start: {
+            name: tf.strings.reduce_join(
+                words[start:start + size], separator=" ")
+            for name, size in (("document", PASSAGE_WORDS),
+                               ("summary", OPENING_WORDS))})
+
+  return dataset.flat_map(of_article)
+
+
+def summarize(dataset):
+  """T5's format for summaries, of {"document", "summary"}."""
+  return preprocessors.summarize(
+      dataset, article_key="document", summary_key="summary")
+
+
 def add_task(
     name: str, features: Mapping[str, Any], to_text: Callable,
     metric_fns: Sequence[Callable], postprocess_fn: Callable | None = None,
+    data: str | None = None,
 ) -> None:
   """Registers a stand-in with each vocabulary.
 
@@ -113,6 +150,7 @@ def add_task(
     to_text: a preprocessor that makes "inputs" and "targets".
     metric_fns: see seqio.Task.
     postprocess_fn: see seqio.Task.
+    data: name of the data set, where it is another's.
   """
   steps = [to_text, seqio.preprocessors.tokenize,
            seqio.CacheDatasetPlaceholder(),
@@ -121,7 +159,7 @@ def add_task(
     feature = seqio.Feature(vocabulary, add_eos=True)
     seqio.TaskRegistry.add(
         name + suffix,
-        source=source(name, features),
+        source=source(data or name, features),
         preprocessors=[as_written(step) for step in steps],
         output_features={"inputs": feature, "targets": feature},
         postprocess_fn=postprocess_fn,
@@ -160,14 +198,15 @@ add_task(
     {"question": tfds.features.Text(),
      "answers": tfds.features.Sequence(tfds.features.Text())},
     ask, [metrics.trivia_qa], postprocessors.qa)
-add_task(
-    HEADLINE,
-    {"document": tfds.features.Text(), "summary": tfds.features.Text()},
-    functools.partial(preprocessors.summarize, article_key="document",
-                      summary_key="summary"),
-    [metrics.rouge])
+_ARTICLE = {"document": tfds.features.Text(), "summary": tfds.features.Text()}
+add_task(HEADLINE, _ARTICLE, summarize, [metrics.rouge])
+add_task(OPENING, _ARTICLE, lambda dataset: summarize(openings(dataset)),
+         [metrics.rouge], data=HEADLINE)
 
 for _suffix in VOCABULARIES:
+  seqio.MixtureRegistry.add(
+      f"{HEADLINE}_and_opening{_suffix}",
+      [(HEADLINE + _suffix, 0.6), (OPENING + _suffix, 1.0)])
   seqio.MixtureRegistry.add(
       f"stand_in_fine_tuning{_suffix}",
       [f"{name}{_suffix}" for name in (ACCEPTABILITY, SENTIMENT, CLOSED_BOOK)],

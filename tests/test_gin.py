@@ -61,7 +61,8 @@ def test_experiment_is_complete(path):
   answer()
   gin.finalize()
   assert gin.query_parameter("%train_steps") > 0
-  gin_files.check_run([path], [f"{name} = 'x'" for name in ASKED],
+  asked = set(ASKED) & set(gin_files.macros(path))
+  gin_files.check_run([path], [f"{name} = 'x'" for name in asked],
                       [str(ROOT), str(T5_GIN)])
 
 

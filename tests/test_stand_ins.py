@@ -14,6 +14,7 @@ from tasks import (
     stand_in_baselines,
     stand_in_multilingual,
     stand_in_vocabulary,
+    stand_ins,
     vocabularies,
 )
 from tasks import stand_in_data as data
@@ -64,6 +65,20 @@ def test_labels_become_text(cache, suffix):
           ("sst2 sentence: Too tepid", "negative")]
 
 
+def test_openings_by_hand():
+  # Passages of 60 words begin at words 0, 40, 80, ... as long as more than 60
+  # words are left: of 110 at 0 and 40, of 3 at 0.
+  texts = [[f"{letter}{n}" for n in range(words)]
+           for letter, words in (("a", 110), ("b", 3))]
+  found = stand_ins.openings(tf.data.Dataset.from_tensor_slices(
+      {"document": [" ".join(words) for words in texts]}))
+  assert [(ex["document"].decode(), ex["summary"].decode())
+          for ex in tfds.as_numpy(found)] == [
+              (" ".join(texts[0][0:60]), "a0 a1 a2 a3 a4"),
+              (" ".join(texts[0][40:100]), "a40 a41 a42 a43 a44"),
+              ("b0 b1 b2", "b0 b1 b2")]
+
+
 @pytest.mark.parametrize("suffix", ["", "_4k"])
 def test_questions_and_articles_become_text(cache, suffix):
   write_data(cache, data.CLOSED_BOOK, [
@@ -77,6 +92,9 @@ def test_questions_and_articles_become_text(cache, suffix):
       ("validation", Article("1", "It rained a lot on the day.", "Rain"))])
   ends = batches("stand_in_headline" + suffix, {"inputs": 64, "targets": 8})
   assert ends == [("summarize: It rained a lot on the day.", "Rain")]
+  assert batches(
+      "stand_in_opening" + suffix, {"inputs": 64, "targets": 12}) == [
+          ("summarize: It rained a lot on the day.", "It rained a lot on")]
   # Cut to the length.
   (cut, _), = batches(
       "stand_in_headline" + suffix, {"inputs": 8, "targets": 8})

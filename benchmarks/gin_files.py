@@ -32,7 +32,7 @@ NAME = "gin_files"
 FOLDER = os.path.join(ROOT, "results", "planning")
 # Files of gin/experiments/ that others include; the rest can be started.
 PARTS = ("demo_text", "common", "pretrain", "finetune", "parts_of_4",
-         "finetune_parts_of_2")
+         "finetune_parts_of_2", "distill")
 SMALL_RUN = "benchmarks/gin/planned.gin"
 CPU_MODELS = ("tiny", "switch_tiny_e16", "mini", "switch_mini_e16", "small",
               "switch_small_e16")
@@ -48,8 +48,6 @@ MODEL_OF_LAYOUT = {
     "v3_32_model": "gin/models/t5_xxl.gin",
     "v3_1024_expert_model": "gin/models/switch_xxl_e64_paper.gin",
 }
-# What only a user can say; planning reads no checkpoint.
-ASKED = "init_checkpoint"
 TWO_STEPS = ("train_steps = 2", "warmup_steps = 1",
              "save_checkpoints_steps = 2", "progress.record_steps = 1",
              "train_then.phases = []")
@@ -89,8 +87,8 @@ def rows() -> list[Row]:
   from switch_mtf import gin_files
   found = [
       Row(path, (path,), small="/paper/" not in path,
-          params=(f"{ASKED} = 'none'",) if ASKED in gin_files.macros(path)
-          else ()) for path in experiments()]
+          params=tuple(f"{name} = 'none'" for name in gin_files.unset(path)))
+      for path in experiments()]
   for path in sorted(pathlib.Path(ROOT, "gin/models").glob("*.gin")):
     name = path.relative_to(ROOT).as_posix()
     small = path.stem in CPU_MODELS

@@ -138,6 +138,17 @@ def macros(path: str) -> dict[str, Any]:
           if b.is_macro}
 
 
+def unset(path: str) -> list[str]:
+  """What a gin file leaves for the command line to say, by name."""
+  return [b.name for b in _unset(read([path], [], [T5_FOLDER]))]
+
+
+def _unset(bindings: Sequence[Binding]) -> list[Binding]:
+  """Those whose last value is %gin.REQUIRED."""
+  last = {(binding.scope, binding.name): binding for binding in bindings}
+  return [b for b in last.values() if b.value == Macro(REQUIRED)]
+
+
 def bind_in_scope(path: str, scope: str) -> None:
   """Binds all that a gin file says, in a scope.
 
@@ -285,11 +296,10 @@ def check_macros(bindings: Sequence[Binding]) -> None:
     ValueError: naming all that is required, or the first macro that is used
       without a value, or given by --gin_param and used by nothing.
   """
-  last = {(binding.scope, binding.name): binding for binding in bindings}
-  unset = [b for b in last.values() if b.value == Macro(REQUIRED)]
-  if unset:
-    names = ", ".join(sorted(b.name for b in unset))
-    example = unset[0]
+  missing = _unset(bindings)
+  if missing:
+    names = ", ".join(sorted(b.name for b in missing))
+    example = missing[0]
     raise ValueError(
         f"gin: every required value must be set, with unset={names}; required "
         f"by {example.place}. Set it in a file that comes later, or with "

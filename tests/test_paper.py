@@ -72,6 +72,16 @@ ROWS = {
     "table7/switch_base_e64": ("switch_base_e64", MEGA, 150_000, "-1.444"),
     "table7/switch_base_e128": ("switch_base_e128", MEGA, 150_000, "-1.432"),
     "table7/switch_base_e256": ("switch_base_e256", MEGA, 150_000, "-1.427"),
+    "table6/distilled": ("t5_base", MEGA, 150_000, "-1.631"),
+    "table6/distilled_init": ("t5_base", MEGA, 150_000, "-1.598"),
+    "table6/distilled_init_mix": ("t5_base", MEGA, 150_000, "-1.580"),
+    "table6/init": ("t5_base", MEGA, 150_000, "-1.639"),
+    "table7/distilled_e16": ("t5_base", MEGA, 150_000, "-1.587"),
+    "table7/distilled_e32": ("t5_base", MEGA, 150_000, "-1.585"),
+    "table7/distilled_e64": ("t5_base", MEGA, 150_000, "-1.579"),
+    "table7/distilled_e128": ("t5_base", MEGA, 150_000, "-1.582"),
+    "table7/distilled_e256": ("t5_base", MEGA, 150_000, "-1.578"),
+    "table8/distilled": ("t5_base", MEGA, 16_000, "76.6"),
     "table8/t5_base": ("t5_base", MEGA, 566_000, "74.6"),
     "table8/switch_base": ("switch_base_e128", MEGA, 566_000, "81.3"),
     "table9/t5_base": ("t5_base", MEGA, 500_000, "-1.599 -1.556"),
@@ -101,6 +111,14 @@ ROWS = {
 }
 # What a row varies, beside its model.
 VARIED = {
+    "table6/distilled": {
+        "%fraction_soft": 1.0, "distillation.copy_weights": False},
+    "table6/distilled_init": {"%fraction_soft": 1.0},
+    "table6/distilled_init_mix": {"%fraction_soft": 0.25},
+    "table6/init": {"%fraction_soft": 0.0},
+    "table8/distilled": {
+        "%fraction_soft": 0.25,
+        "distill_from.config": "gin/models/switch_base_e128.gin"},
     "table1/moe_base_cf2": {"SwitchFFN.capacity_factor_train": 2.0},
     "table1/switch_base_cf2": {"SwitchFFN.capacity_factor_train": 2.0},
     "table1/moe_base_cf125": {"SwitchFFN.capacity_factor_train": 1.25},
@@ -205,6 +223,10 @@ def test_index_lists_every_file():
 def test_fine_tuning_goes_on_from_the_pre_training(name):
   parse(f"{FOLDER}{name}.gin")
   start, end = bound("%pretrained_steps"), bound("%train_steps")
+  if bound("utils.run.model_type") == "bi_student_teacher":
+    # On the teacher's task, with its weights and as long as it took.
+    assert end == (16_000 if name.startswith("table8") else 150_000)
+    return
   if start is None:
     assert bound("%dropout_rate") == 0.0
     assert bound("utils.run.init_checkpoint") is None

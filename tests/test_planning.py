@@ -278,15 +278,16 @@ def test_a_model_alone_is_planned_as_the_paper_trains_it():
 
 
 def test_a_model_with_a_layout_is_planned_as_the_paper_trains_it():
-  # 2,048 sequences on 2 replicas of 16 cores: 64 a core, computed 4 at a time.
+  # 2,048 sequences on 2 replicas of 16 cores: 64 a core, computed 8 at a time,
+  # in groups of 8 x 512 and 8 x 114 tokens.
   config = configuration.resolve(
       ["gin/models/switch_base_e16.gin",
        "gin/layouts/v3_32_expert_replicas.gin"])
   assert config.batch_size == 2048 and config.mesh_shape.size == 32
-  assert config.num_microbatches == 16
+  assert config.num_microbatches == 8
   assert {stack: gin.query_parameter(f"{stack}/SwitchFFN.group_size")
           for stack in ("encoder", "decoder")} == {
-              "encoder": 2048, "decoder": 456}
+              "encoder": 4096, "decoder": 912}
 
 
 def test_mesh_that_fits_in_parts_of_a_batch():

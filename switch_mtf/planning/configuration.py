@@ -115,7 +115,7 @@ def resolve(
     utils.run(tpu_job_name=None, tpu=None, gcp_project=None, tpu_zone=None,
               model_dir=NOWHERE)
   num_microbatches = utils.serialize_num_microbatches(
-      mtf.Dimension("batch", arguments["batch_size"]),
+      mtf.Dimension("batch", arguments["batch_size"] // replicas()),
       arguments["sequence_length"], arguments["mesh_shape"],
       arguments["layout_rules"])
   return Configuration(
@@ -198,12 +198,11 @@ def _fit_groups() -> list[str]:
   mesh_shape, rules, lengths = map(bound, (
       "utils.run.mesh_shape", "utils.run.layout_rules", "%sequence_length"))
   batch = mtf.Dimension("batch", utils.compute_batch_size(
-      lengths, mesh_shape, rules, bound("%batch_size")))
+      lengths, mesh_shape, rules, bound("%batch_size")) // replicas())
   parts = utils.serialize_num_microbatches(
       batch, lengths, mtf.convert_to_shape(mesh_shape),
       mtf.convert_to_layout_rules(rules))
   _, ways = mesh_axis(batch, rules, mesh_shape)
-  ways *= bound("utils.tpu_estimator_model_fn.outer_batch_size", 1)
   for stack, feature in (("encoder", "inputs"), ("decoder", "targets")):
     tokens = batch.size // parts // ways * lengths[feature]
     name = f"{stack}/SwitchFFN.group_size"
@@ -211,6 +210,11 @@ def _fit_groups() -> list[str]:
     gin.bind_parameter(name, size)
     made.append(f"{name} = {size}")
   return made
+
+
+def replicas() -> int:
+  """Of the experts, each with a part of the batch."""
+  return bound("utils.tpu_estimator_model_fn.outer_batch_size", 1)
 
 
 def bound(name: str, default: Any = None) -> Any:

@@ -75,9 +75,12 @@ def advise(
 
 
 def _batch_ways(configuration: Configuration, mesh: mtf.Shape) -> int:
-  """Into how many parts a mesh splits the batch."""
-  _, ways = mesh_axis(mtf.Dimension("batch", configuration.batch_size),
-                      configuration.layout_rules, mesh)
+  """Into how many parts a mesh splits the batch, replicas included."""
+  ways = 1
+  for name in ("outer_batch", "batch"):
+    _, size = mesh_axis(mtf.Dimension(name, configuration.batch_size),
+                        configuration.layout_rules, mesh)
+    ways *= size
   return ways
 
 

@@ -1,5 +1,6 @@
 """Builds a run's training graph for one processor, without its weights."""
 
+import copy
 import dataclasses
 import gc
 import types
@@ -64,10 +65,13 @@ def build(configuration: Configuration) -> TrainingGraph:
   """
   gradients = []
   tpu = configuration.is_tpu
+  model = copy.copy(configuration.arguments["transformer_model"])
+  model.initialize = lambda: None  # from a checkpoint
   mesh_impl = PlanningMeshImpl(
       configuration.mesh_shape, configuration.layout_rules)
   arguments = configuration.arguments | {
       "use_tpu": tpu,
+      "transformer_model": model,
       "model_dir": "",
       "init_checkpoint": None,  # values are not needed, nor is the file
       "optimizer": _watched(configuration.arguments["optimizer"], gradients)}

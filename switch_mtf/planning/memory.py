@@ -40,7 +40,7 @@ class Memory:
   """Bytes on one processor at the worst moment of a step.
 
   Attributes:
-    weights: in the dtype in which they are kept.
+    weights: in the dtype in which they are kept; a teacher's too.
     optimizer_slots: what the optimizer keeps.
     gradients: and whatever else has the shape of weights: updates, copies in
       another dtype.
@@ -84,7 +84,7 @@ def of_training(graph: TrainingGraph) -> Memory:
   for variable in graph.lowering.graph.all_variables:
     size = variable.slice_dtype.size * graph.mesh_impl.slice_size(
         variable.shape)
-    if variable.trainable:
+    if variable.trainable or variable.name.startswith("teacher/"):
       weights += size
     else:
       slots += size

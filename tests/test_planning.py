@@ -4,6 +4,8 @@ paper, and graphs that are lowered to be run."""
 import collections
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 import types
@@ -288,6 +290,18 @@ def test_a_model_with_a_layout_is_planned_as_the_paper_trains_it():
   assert {stack: gin.query_parameter(f"{stack}/SwitchFFN.group_size")
           for stack in ("encoder", "decoder")} == {
               "encoder": 4096, "decoder": 912}
+
+
+@pytest.mark.parametrize("page", ["docs/models.md", "docs/layouts.md"])
+def test_commands_of_the_docs_are_runs(page):
+  # The last of each page, up to the graph.
+  text, = re.findall(r"^python run_t5.py --gin_file=gin/models/.*?(?=^```)",
+                     (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+  arguments = shlex.split(text.replace("\\\n", " "))
+  files, params = ([a.split("=", 1)[1] for a in arguments if a.startswith(flag)]
+                   for flag in ("--gin_file=", "--gin_param="))
+  config = configuration.resolve(files, params)
+  assert config.mode == "train" and config.added is None
 
 
 def test_mesh_that_fits_in_parts_of_a_batch():

@@ -221,6 +221,9 @@ def check_run(
   check_scopes(bindings)
   check_folders(bindings)
   check_macros(bindings)
+  phases = [path for b in bindings if b.name.endswith("train_then.phases")
+            for path in flat(b.value)]
+  check_command_line([*bindings, *read(phases, [], folders)])
 
 
 def check_scopes(bindings: Sequence[Binding]) -> None:
@@ -284,17 +287,13 @@ def _right_folder(name: str, kind: str) -> str:
 
 
 def check_macros(bindings: Sequence[Binding]) -> None:
-  """Raises ValueError for macros without a value, and for idle ones.
-
-  A macro in a file may be for some models only; one on the command line is
-  there to change something.
+  """Raises ValueError for what is required or used, and has no value.
 
   Args:
     bindings: of a run, in order: of one that is complete.
 
   Raises:
-    ValueError: naming all that is required, or the first macro that is used
-      without a value, or given by --gin_param and used by nothing.
+    ValueError: naming all that is required, or the first macro that is used.
   """
   missing = _unset(bindings)
   if missing:
@@ -314,6 +313,20 @@ def check_macros(bindings: Sequence[Binding]) -> None:
             f"gin: a macro must have a value, with macro={value}"
             f"{near(value, macros)}. Correct it in {binding.place}, or set it "
             f"with --gin_param=\"{value} = ...\".")
+
+
+def check_command_line(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a macro of --gin_param that nothing uses.
+
+  One in a file may be for some models only; one on the command line is there to
+  change something.
+
+  Args:
+    bindings: of a run, and of what it runs afterwards.
+
+  Raises:
+    ValueError: naming the first, with the nearest that is used.
+  """
   used = {value for binding in bindings for value in flat(binding.value)
           if isinstance(value, Macro)}
   for binding in bindings:

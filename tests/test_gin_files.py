@@ -66,6 +66,16 @@ def test_macro_that_is_mistyped():
   assert "macro=train_stps, nearest: train_steps." in text
 
 
+def test_macro_of_the_command_line_that_nothing_uses(tmp_path):
+  assert "with macro=sise, nearest: size. Correct it" in complaint(
+      "size = 2", "Layer.size = %size", "sise = 3")
+  # In a file it may be for other models; a phase that follows may use it.
+  phase = write(tmp_path, "phase.gin", "steps = 1\nLayer.steps = %steps\n")
+  run = write(tmp_path, "run.gin",
+              f"idle = 1\ntrain_then.phases = ['{phase}']\n")
+  gin_files.check_run([run], ["steps = 2"], [str(tmp_path)])
+
+
 def test_a_dotted_macro_is_a_constant_of_some_module():
   check("run.steps = %module.CONSTANT")
 

@@ -31,3 +31,11 @@ def test_sums_of_squares(shape, monkeypatch):
   close([total], np.sum(x**2 * row[..., None] * column[..., None, :]))
   kinds = {op.type for op in tf.get_default_graph().get_operations()}
   assert ("Split" in kinds) == ("parts" in shape)
+
+
+def test_no_more_parts_than_are_worth_building():
+  x = tf.placeholder(tf.float32, [2048, 2080, 6144])  # a matrix of Switch-C
+  sums.row_and_column_sums(x)
+  squares = [op for op in tf.get_default_graph().get_operations()
+             if op.type == "Square"]
+  assert len(squares) == sums.MOST_PARTS

@@ -9,6 +9,9 @@ import tensorflow.compat.v1 as tf
 
 # Entries of a part that stays in the processor's cache between two operations.
 CACHED = 2**21
+# More parts cost more to build than they save: Switch-C's variables would have
+# 2,048 each.
+MOST_PARTS = 32
 
 
 def row_and_column_sums(x_EMF: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -55,7 +58,8 @@ def _for_each_part(fn: Callable, x: tf.Tensor, *others: tf.Tensor) -> list:
 
   Args:
     fn: takes as many tensors as are given, returns one or several.
-    x: [E, M, F] and larger than `CACHED`; anything else is one part.
+    x: [E, M, F] and larger than `CACHED`, in at most `MOST_PARTS`; anything
+      else is one part.
     *others: with the same first axis.
 
   Returns:
@@ -63,7 +67,7 @@ def _for_each_part(fn: Callable, x: tf.Tensor, *others: tf.Tensor) -> list:
   """
   parts, size = 1, x.shape.as_list()[0]
   while x.shape.rank > 2 and size % (2 * parts) == 0 and (
-      x.shape.num_elements() > parts * CACHED):
+      parts < MOST_PARTS and x.shape.num_elements() > parts * CACHED):
     parts *= 2
   if parts == 1:
     return [fn(x, *others)]

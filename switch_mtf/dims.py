@@ -136,12 +136,10 @@ class MoeDims:
       decoding: True where `x` is one position of each sequence.
       layout: layout rules of the run, None for one processor.
       mesh_shape: mesh of the run, None for one processor.
-      scope: of gin, such as "decoder", that tells this layer from those of the
-        other stack; for errors.
+      scope: of gin, such as "decoder", in which errors name a binding.
 
     Raises:
-      ValueError: if tokens, groups or experts do not divide, or a layout rule
-        splits what a Switch layer keeps whole.
+      ValueError: if something does not divide, or a rule splits what is whole.
     """
     model_dim = x_shape.dims[-1]
     outer_batch_dim, batch_dim = _batch_dims(x_shape)

@@ -259,12 +259,11 @@ def test_teacher_is_not_trained(teacher, batch):
     session.run([tf.global_variables_initializer(),
                  tf.local_variables_initializer()])
     session.run(lowering.copy_masters_to_slices())
-    before = session.run(trained[0].outputs[0] and lowering.export_to_tf_tensor(
-        trained[0].outputs[0]))
+    student = lowering.export_to_tf_tensor(trained[0].outputs[0])
+    before = session.run(student)
     for _ in range(3):
       session.run(step)
-    after = session.run(
-        lowering.export_to_tf_tensor(trained[0].outputs[0]))
+    after = session.run(student)
     session.run(lowering.copy_slices_to_masters())
     found = session.run(local)
   assert not np.array_equal(before, after)

@@ -129,9 +129,8 @@ class MoeDims:
       num_experts: experts of the layer.
       hidden_size: hidden units of one expert.
       group_size: tokens of a group; a call with fewer tokens is one group.
-      capacity_factor: see `expert_capacity`, like `min_capacity`; None drops no
-        token.
-      min_capacity: slots.
+      capacity_factor: see `expert_capacity`; None drops no token.
+      min_capacity: slots; see there.
       num_choices: experts per token.
       decoding: True where `x` is one position of each sequence.
       layout: layout rules of the run, None for one processor.
@@ -152,8 +151,7 @@ class MoeDims:
     _check_tokens(tokens, batch_ways, batch_dim.name)
     if decoding:
       group_size, capacity_factor = tokens // batch_ways, None
-    group_size = _fit_groups(
-        tokens, group_size, batch_ways, batch_dim.name, scope)
+    group_size = _fit_groups(tokens, group_size, batch_ways, batch_dim, scope)
     capacity = group_size if capacity_factor is None else expert_capacity(
         group_size, num_experts, capacity_factor, min_capacity)
     return cls(
@@ -343,7 +341,8 @@ def _check_tokens(tokens: int, ways: int, batch_name: str) -> None:
 
 
 def _fit_groups(
-    tokens: int, group_size: int, ways: int, batch_name: str, scope: str
+    tokens: int, group_size: int, ways: int, batch_dim: mtf.Dimension,
+    scope: str,
 ) -> int:
   """The size of a group: `group_size`, or all tokens where they are fewer.
 
@@ -356,7 +355,7 @@ def _fit_groups(
     return fitted
   raise ValueError(
       "SwitchFFN: group_size must divide the tokens of each processor, with "
-      f"tokens={tokens}, mesh axis '{batch_name}'={ways}, "
+      f"tokens={tokens}, mesh axis '{batch_dim.name}'={ways}, "
       f"group_size={group_size}. Set {f'{scope}/' if scope else ''}"
       f"SwitchFFN.group_size to a divisor of {per_processor}, such as "
       f"{_or(legal_divisors(per_processor, group_size))}.")

@@ -27,6 +27,7 @@ from tasks.stand_in_data import (
     HEADLINE,
     SENTIMENT,
     STAND_INS,
+    TITLE,
     Article,
     Question,
     Sentence,
@@ -87,6 +88,7 @@ BASELINES = {
     SENTIMENT: (most_frequent_label,),
     CLOSED_BOOK: (most_frequent_answer, copied_question),
     HEADLINE: (first_words,),
+    TITLE: (first_words,),
 }
 
 

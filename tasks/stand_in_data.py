@@ -59,6 +59,7 @@ ACCEPTABILITY = "stand_in_acceptability"
 SENTIMENT = "stand_in_sentiment"
 CLOSED_BOOK = "stand_in_closed_book"
 HEADLINE = "stand_in_headline"
+TITLE = "stand_in_title"
 MULTILINGUAL = "stand_in_multilingual"
 
 _GRAMMAR = "lingotweaker_data_en/data/en/rules/grammar.xml"
@@ -143,11 +144,10 @@ def closed_book(archive: str) -> Split:
   What stands in brackets, such as years, is left out of the answer.
   """
   articles = wikipedia_articles(archive)
-  for title in sorted(articles):
-    description = articles[title]["description"] or ""
-    answer = passages.clean(re.sub(r"\s*\([^()]*\)", "", description))
+  for name in sorted(articles):
+    answer = _without_brackets(articles[name]["description"] or "")
     if answer:
-      yield split_of(CLOSED_BOOK, title), Question(title, title, [answer])
+      yield split_of(CLOSED_BOOK, name), Question(name, name, [answer])
 
 
 def headline(archive: str) -> Split:
@@ -164,6 +164,24 @@ def headline(archive: str) -> Split:
       seen.add(beginning)
       yield split_of(HEADLINE, beginning), Article(
           f"{section}_{number}", body, first)
+
+
+def title(archive: str) -> Split:
+  """Yields introductions of Wikipedia articles and their titles.
+
+  What stands in brackets, such as a second meaning's kind, is left out of the
+  title.
+  """
+  articles = wikipedia_articles(archive)
+  for name in sorted(articles):
+    text = " ".join(articles[name]["extract"].split())
+    short = _without_brackets(name)
+    if text and short:
+      yield split_of(TITLE, name), Article(name, text, short)
+
+
+def _without_brackets(text: str) -> str:
+  return passages.clean(re.sub(r"\s*\([^()]*\)", "", text))
 
 
 def wikipedia_articles(archive: str) -> dict[str, dict[str, str]]:
@@ -241,6 +259,9 @@ STAND_INS = {
     HEADLINE: StandIn(
         packages.BBC_NEWS, headline, Article,
         "c3733e59d93370e65a2e74503c29b95bd09da36fc059db1eaeebdaea617e20e5"),
+    TITLE: StandIn(
+        packages.WIKIPEDIA, title, Article,
+        "1efc88f6c05fe781a3139daa4c24a18a6630f9b8fb9af5c65d58a147e7184f56"),
     MULTILINGUAL: StandIn(
         packages.DECLARATION_OF_RIGHTS, multilingual, Passage,
         "d3ebbc101107acc2385c2efc698c860a42cdbf155b5a685a1ce46832aa34893b"),

@@ -30,6 +30,7 @@ from tasks.stand_in_data import (
     HEADLINE,
     SENTIMENT,
     STAND_INS,
+    TITLE,
     VERSION,
     read_examples,
 )
@@ -202,11 +203,13 @@ _ARTICLE = {"document": tfds.features.Text(), "summary": tfds.features.Text()}
 add_task(HEADLINE, _ARTICLE, summarize, [metrics.rouge])
 add_task(OPENING, _ARTICLE, lambda dataset: summarize(openings(dataset)),
          [metrics.rouge], data=HEADLINE)
+add_task(TITLE, _ARTICLE, summarize, [metrics.rouge])
 
 for _suffix in VOCABULARIES:
   seqio.MixtureRegistry.add(
-      f"{HEADLINE}_and_opening{_suffix}",
-      [(HEADLINE + _suffix, 0.6), (OPENING + _suffix, 1.0)])
+      f"stand_in_summaries{_suffix}",
+      [(HEADLINE + _suffix, 0.7), (OPENING + _suffix, 1.0),
+       (TITLE + _suffix, 1.0)])
   seqio.MixtureRegistry.add(
       f"stand_in_fine_tuning{_suffix}",
       [f"{name}{_suffix}" for name in (ACCEPTABILITY, SENTIMENT, CLOSED_BOOK)],

@@ -14,6 +14,7 @@ import seqio
 from tasks.offline import is_offline, is_remote
 
 EXTRA_IDS = 100
+MT5_IDS = 250_100
 
 _DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
 T5_MODEL = os.path.join(_DATA, "spiece.model")
@@ -42,20 +43,37 @@ class VocabularyFile(NamedTuple):
   extra_ids: int = EXTRA_IDS
 
 
+def is_bound(vocabulary: Callable[..., VocabularyFile]) -> bool:
+  """Whether gin names the file of a vocabulary."""
+  return "path" in gin.get_bindings(vocabulary)
+
+
 class BoundVocabulary(seqio.SentencePieceVocabulary):
   """A vocabulary whose file gin names, looked up when it is first used.
 
   Tasks are registered before gin files are read.
   """
 
-  def __init__(self, bound: Callable[[], VocabularyFile]):
+  def __init__(
+      self, bound: Callable[..., VocabularyFile],
+      published_size: int | None = None):
     """Records where to ask.
 
     Args:
       bound: gives the file.
+      published_size: ids of the published file. A model can be planned with
+        that while no file is bound; text needs the file.
     """
     super().__init__("", extra_ids=EXTRA_IDS)
     self._bound = bound
+    self._published_size = published_size
+
+  @property
+  def vocab_size(self) -> int:
+    """Ids, those of sentinels included."""
+    if self._published_size and not is_bound(self._bound):
+      return self._published_size
+    return super().vocab_size
 
   def _model_context(self):
     if self._model is None:
@@ -93,7 +111,7 @@ def mt5_vocabulary(
   """
   return _existing(
       "mt5_vocabulary",
-      "mT5's sentencepiece model, 250,100 pieces, published as "
+      f"mT5's sentencepiece model, {MT5_IDS:,} pieces, published as "
       "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model",
       VocabularyFile(path, extra_ids))
 
@@ -110,7 +128,7 @@ def _existing(who: str, what: str, file: VocabularyFile) -> VocabularyFile:
 
 
 T5 = BoundVocabulary(t5_vocabulary)
-MT5 = BoundVocabulary(mt5_vocabulary)
+MT5 = BoundVocabulary(mt5_vocabulary, MT5_IDS)
 SMALL_1K = vocabulary(small_model(1))
 SMALL_4K = vocabulary(small_model(4))
 MULTILINGUAL_4K = vocabulary(MULTILINGUAL_MODEL)

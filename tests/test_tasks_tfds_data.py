@@ -179,7 +179,14 @@ def test_mt5_vocabulary_must_be_provided():
       "path=None, offline.value=False. Set mt5_vocabulary.path to mT5's "
       "sentencepiece model, 250,100 pieces, published as gs://t5-data/vocabs/"
       "mc4.250000.100extra/sentencepiece.model.")):
-    _ = vocabularies.BoundVocabulary(vocabularies.mt5_vocabulary).vocab_size
+    vocabularies.MT5.encode("text")
+
+
+def test_a_model_can_be_planned_without_mt5s_file():
+  assert vocabularies.MT5.vocab_size == 250_100
+  gin.bind_parameter("mt5_vocabulary.path", "/no/such.model")
+  with pytest.raises(ValueError, match="mt5_vocabulary: .*path='/no/such"):
+    _ = vocabularies.MT5.vocab_size
 
 
 def test_a_vocabulary_in_a_bucket_needs_the_network():

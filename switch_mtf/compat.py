@@ -553,6 +553,43 @@ def forget_closed_scopes() -> None:
   variable_scope._VariableScopeStore.close_variable_subscopes = close
 
 
+def name_types_only_in_errors() -> None:
+  """Checks the type of an operation's input without listing all that may be.
+
+  TensorFlow makes the text of its error before it knows whether there is one:
+  an eighth of the time that an operation takes to make. Can go when it does not.
+  """
+  from tensorflow.python.framework import op_def_library
+  upstream = op_def_library._SatisfiesTypeConstraint
+
+  def check(dtype, attr_def, param_name):
+    if dtype not in attr_def.allowed_values.list.type:
+      upstream(dtype, attr_def, param_name)
+
+  op_def_library._SatisfiesTypeConstraint = check
+
+
+def transpose_only_to_reorder() -> None:
+  """Adds dimensions to a tensor without a transpose that moves nothing.
+
+  TensorFlow removes those when it optimizes a graph: here they are not made, a
+  sixteenth of all operations. Can go when `mtf.ops._expand_dims` looks first.
+  """
+  from mesh_tensorflow import ops
+  upstream = ops._expand_dims
+
+  def expand_dims(x, input_shape, output_shape):
+    kept = [d for d in output_shape.dims if d in input_shape.dims]
+    if kept != input_shape.dims:  # to be reordered, or wrong
+      return upstream(x, input_shape, output_shape)
+    for axis, dim in enumerate(output_shape.dims if kept else []):
+      if dim not in input_shape.dims:
+        x = tf.expand_dims(x, axis)
+    return x
+
+  ops._expand_dims = expand_dims
+
+
 def leave_packing_as_written() -> None:
   """Keeps AutoGraph from the functions that pack and trim examples.
 
@@ -579,6 +616,8 @@ def apply() -> None:
     remember_only_what_relu_gave()
     reuse_constants()
     forget_closed_scopes()
+    name_types_only_in_errors()
+    transpose_only_to_reorder()
     leave_packing_as_written()
   open_model_fn()
   score_texts_off_tpu()

@@ -116,6 +116,40 @@ def test_packing_is_not_translated():
   assert not pack(dataset.pack_or_pad)
 
 
+def test_a_wrong_type_is_named_with_those_that_may_be():
+  with tf.Graph().as_default(), pytest.raises(TypeError, match=(
+      "'x' has DataType string not in list of allowed values: bfloat16, ")):
+    tf.math.sqrt(tf.constant("text"))
+
+
+@pytest.mark.parametrize("given, wanted, transposes", [
+    ("ac", "abc", 0), ("b", "abc", 0), ("", "ab", 0), ("abc", "abc", 0),
+    ("ca", "abc", 1), ("cba", "abc", 1)])
+def test_dimensions_are_added_where_they_belong(given, wanted, transposes):
+  # As numpy's einsum has it, with 1 for each dimension that is new.
+  sizes = {"a": 2, "b": 3, "c": 4}
+  x = np.arange(np.prod([sizes[d] for d in given], dtype=int)).reshape(
+      [sizes[d] for d in given])
+  shapes = [mtf.Shape([mtf.Dimension(d, sizes[d]) for d in names])
+            for names in (given, wanted)]
+  with tf.Graph().as_default() as graph, tf.Session() as session:
+    found = session.run(mtf.ops._expand_dims(tf.constant(x), *shapes))
+    made = [op.type for op in graph.get_operations()]
+  kept = "".join(d for d in wanted if d in given)
+  expected = np.einsum(f"{given}->{kept}", x)
+  if given:
+    expected = expected.reshape(
+        [sizes[d] if d in given else 1 for d in wanted])
+  np.testing.assert_array_equal(found, expected)
+  assert made.count("Transpose") == transposes
+
+
+def test_dimensions_are_never_lost():
+  a, b = mtf.Dimension("a", 2), mtf.Dimension("b", 3)
+  with pytest.raises(ValueError):
+    mtf.ops._expand_dims(tf.zeros([2, 3]), mtf.Shape([a, b]), mtf.Shape([a]))
+
+
 def test_relu_gradient_in_another_order():
   # By hand: the loss is the sum of squares of max(w, relu(x)) with w = 1/2, so
   # its gradient is 2 x where x > 1/2. The maximum has w's order of dimensions.

@@ -4,6 +4,9 @@ Switch layers start as the paper says. `gin/models/paper_init.gin` makes the
 rest of a model do so, too.
 """
 
+import copy
+import zlib
+
 import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
@@ -81,3 +84,22 @@ def scale_attention(scope: tf.VariableScope) -> None:
     return getter(name, *args, **kwargs)
 
   scope.set_custom_getter(scaled)
+
+
+def seed_by_name(getter, name: str, *args, **kwargs) -> tf.Variable:
+  """A custom getter of variables that draws by their names.
+
+  TensorFlow's numbers follow from how much stands before them in the graph,
+  so that a student would start otherwise without its teacher beside it.
+
+  Args:
+    getter: see `tf.variable_scope`.
+    name: of the variable, with its scope.
+    *args: passed on.
+    **kwargs: passed on.
+  """
+  drawn = kwargs.get("initializer")
+  if getattr(drawn, "seed", 0) is None:
+    kwargs["initializer"] = drawn = copy.copy(drawn)
+    drawn.seed = zlib.crc32(name.encode()) >> 1  # not negative in 32 bits
+  return getter(name, *args, **kwargs)

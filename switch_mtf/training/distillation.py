@@ -30,8 +30,8 @@ from mesh_tensorflow.transformer import transformer
 from t5.models import mesh_transformer
 
 from switch_mtf import checks, compat, gin_files
-from switch_mtf.layers import embedding
-from switch_mtf.training import metrics, student_init
+from switch_mtf.layers import embedding, initialization
+from switch_mtf.training import logit_cache, metrics, student_init
 
 TEACHER = "teacher"
 TRAIN = tf.estimator.ModeKeys.TRAIN
@@ -172,6 +172,7 @@ class Distillation(transformer.StudentTeacher):
         student, None, temperature=temperature, fraction_soft=fraction_soft,
         distill_start_step=start_step, initialize_student_weights=copy_weights)
     self.replaced = replaced
+    self._cached = logit_cache.logit_cache()
     self._find_teacher = find_teacher
     self._models = models
     self._hard_loss = (
@@ -192,11 +193,16 @@ class Distillation(transformer.StudentTeacher):
       **kwargs: for both models.
     """
     self.student.decoder._loss_fn = self._hard_loss
+    if self._cached and self._cached.fill:
+      return self._fill(inputs, targets, **kwargs)
     if compute_loss and mode == TRAIN and self.fraction_soft > 0:
       self.student.decoder._loss_fn = self._mixed_loss(
           self.teacher_logits(inputs, targets, **kwargs))
-    return self.student.call_simple(
-        inputs, targets, compute_loss, mode=mode, **kwargs)
+    with tf.variable_scope(
+        tf.get_variable_scope(),
+        custom_getter=initialization.seed_by_name):
+      return self.student.call_simple(
+          inputs, targets, compute_loss, mode=mode, **kwargs)
 
   def teacher_logits(
       self, inputs: mtf.Tensor, targets: mtf.Tensor, **kwargs: Any
@@ -211,17 +217,35 @@ class Distillation(transformer.StudentTeacher):
     Returns:
       float32 [batch dims, length, vocab].
     """
-    if self.teacher is None:
-      self.teacher = self._find_teacher().build(**self._models)
+    if self._cached:
+      return mtf.stop_gradient(self._cached.read(
+          inputs, targets, self.student.decoder.output_vocab_dim))
     graph = inputs.mesh.graph
     before = set(graph.trainable_variables)
-    with tf.variable_scope(TEACHER), gin.config_scope(TEACHER):
-      logits, _ = self.teacher.call_simple(
-          inputs, targets, compute_loss=False,
-          mode=tf.estimator.ModeKeys.EVAL, **kwargs)
+    with tf.variable_scope(TEACHER):
+      logits, _ = self._call_teacher(
+          inputs, targets, compute_loss=False, **kwargs)
     graph.make_variables_untrainable(
         [v for v in graph.trainable_variables if v not in before])
     return mtf.stop_gradient(mtf.to_float(logits))
+
+  def _call_teacher(
+      self, *args: Any, **kwargs: Any
+  ) -> tuple[mtf.Tensor, mtf.Tensor | None]:
+    """`Bitransformer.call_simple` of the teacher, in evaluation."""
+    if self.teacher is None:
+      self.teacher = self._find_teacher().build(**self._models)
+    with gin.config_scope(TEACHER):
+      return self.teacher.call_simple(
+          *args, mode=tf.estimator.ModeKeys.EVAL, **kwargs)
+
+  def _fill(
+      self, inputs: mtf.Tensor, targets: mtf.Tensor, **kwargs: Any
+  ) -> tuple[mtf.Tensor, mtf.Tensor]:
+    """The teacher alone, by the names in its checkpoint, to fill the cache."""
+    logits, loss = self._call_teacher(
+        inputs, targets, compute_loss=True, **kwargs)
+    return self._cached.write(inputs, targets, logits), loss
 
   def _mixed_loss(self, teacher_logits: mtf.Tensor):
     """A `Unitransformer.loss_fn`."""
@@ -262,6 +286,8 @@ class Distillation(transformer.StudentTeacher):
     if self.fraction_soft == 0 and not self.initialize_student_weights:
       return
     checkpoint = self._find_teacher().trained()
+    if self._cached and self.fraction_soft > 0:
+      self._cached.start(checkpoint)
     shapes = {name: tuple(shape)
               for name, shape in tf.train.list_variables(checkpoint)}
     variables = {v.op.name: v for v in tf.global_variables()}

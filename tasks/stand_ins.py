@@ -208,7 +208,8 @@ add_task(TITLE, _ARTICLE, summarize, [metrics.rouge])
 for _suffix in VOCABULARIES:
   seqio.MixtureRegistry.add(
       f"stand_in_summaries{_suffix}",
-      [(HEADLINE + _suffix, 0.7), (OPENING + _suffix, 1.0),
+      # Few headlines: with more of them a small model learns them by heart.
+      [(HEADLINE + _suffix, 0.2), (OPENING + _suffix, 1.0),
        (TITLE + _suffix, 1.0)])
   seqio.MixtureRegistry.add(
       f"stand_in_fine_tuning{_suffix}",

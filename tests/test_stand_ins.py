@@ -97,6 +97,12 @@ def test_questions_and_articles_become_text(cache, suffix):
   assert batches(
       "stand_in_opening" + suffix, {"inputs": 64, "targets": 12}) == [
           ("summarize: It rained a lot on the day.", "It rained a lot on")]
+  write_data(cache, data.TITLE, [
+      ("train", Article("0", "It snowed.", "Snow")),
+      ("validation", Article("1", "Snow is frozen.", "Snow"))])
+  assert batches(
+      "stand_in_title" + suffix, {"inputs": 64, "targets": 12}) == [
+          ("summarize: Snow is frozen.", "Snow")]
   # Cut to the length.
   (cut, _), = batches(
       "stand_in_headline" + suffix, {"inputs": 8, "targets": 8})
@@ -317,7 +323,7 @@ def test_figures_are_those_of_the_results(path):
 
 @pytest.mark.parametrize("name", [
     "stand_in_acceptability", "stand_in_sentiment_4k", "stand_in_closed_book",
-    "stand_in_headline", "stand_in_multilingual_sw_span_corruption"])
+    "stand_in_headline", "stand_in_title", "stand_in_multilingual_sw_span_corruption"])
 def test_data_must_be_fetched(cache, name):
   stem = name.removesuffix("_4k").removesuffix("_sw_span_corruption")
   with pytest.raises(ValueError, match=(

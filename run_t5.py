@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
       sys.exit(hooks.INTERRUPTED)
   except KeyboardInterrupt:
     sys.exit(hooks.INTERRUPTED)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, tf.errors.OpError) as error:
     text = guards.readable(error)
     if text is None or logging.get_verbosity() >= logging.INFO:
       raise

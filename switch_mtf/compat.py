@@ -155,6 +155,8 @@ class ModelRun:
     mesh_shape: mtf.Shape of the mesh.
     layout_rules: mtf.LayoutRules of the run.
     keep_checkpoint_max: how many checkpoints the run keeps, None for all.
+    init_checkpoint: that a new run starts from, without ".index", or None.
+    init_variable_filter: a regular expression that its variables must match.
   """
 
   mode: str
@@ -164,6 +166,8 @@ class ModelRun:
   mesh_shape: Any
   layout_rules: Any
   keep_checkpoint_max: int | None
+  init_checkpoint: str | None = None
+  init_variable_filter: str | None = None
 
 
 class ModelFnExtension:
@@ -249,7 +253,9 @@ def _model_run(mode: str, features: dict, call: dict) -> ModelRun:
           length for name, length in lengths.items() if name in features),
       mesh_shape=call["mesh_shape"],
       layout_rules=call["layout_rules"],
-      keep_checkpoint_max=call.get("keep_checkpoint_max"))
+      keep_checkpoint_max=call.get("keep_checkpoint_max"),
+      init_checkpoint=call.get("init_checkpoint"),
+      init_variable_filter=call.get("init_variable_filter"))
 
 
 @contextlib.contextmanager
@@ -557,7 +563,8 @@ def name_types_only_in_errors() -> None:
   """Checks the type of an operation's input without listing all that may be.
 
   TensorFlow makes the text of its error before it knows whether there is one:
-  an eighth of the time that an operation takes to make. Can go when it does not.
+  an eighth of the time that it takes to make an operation. Can go when it does
+  not.
   """
   from tensorflow.python.framework import op_def_library
   upstream = op_def_library._SatisfiesTypeConstraint

@@ -294,12 +294,14 @@ def test_run_is_described(monkeypatch, extensions):
   recorder = Recorder("one", [])
   compat.extend_model_fn(recorder)
   model_fn = open_fake(monkeypatch, lambda *args, **kwargs: [])
-  model_fn(**ARGUMENTS)({"inputs": 0, "targets": 0}, None, "eval")
+  model_fn(**ARGUMENTS, init_checkpoint="/b/c", init_variable_filter="^x")(
+      {"inputs": 0, "targets": 0}, None, "eval")
   # 4 sequences of 16 + 8 tokens: no feature is called "unused".
   assert recorder.run == compat.ModelRun(
       mode="eval", use_tpu=False, model_dir="/models/a",
       tokens_per_step=4 * (16 + 8), mesh_shape=ARGUMENTS["mesh_shape"],
-      layout_rules="batch:b", keep_checkpoint_max=3)
+      layout_rules="batch:b", keep_checkpoint_max=3, init_checkpoint="/b/c",
+      init_variable_filter="^x")
 
 
 def test_run_is_described_without_optional_arguments(monkeypatch, extensions):

@@ -209,7 +209,7 @@ def test_score_prefers_what_is_likely(trained, tmp_path):
 
 def test_fine_tuning_starts_from_the_checkpoint(trained, tmp_path):
   # Nothing is learnt, so the weights are still those of the checkpoint.
-  succeed(
+  done = succeed(
       tmp_path, f"--gin_file={TINY}", "--gin_file=gin/runs/finetune.gin",
       f"--gin_param=init_checkpoint = '{trained[0]}/model.ckpt-{STEPS}'",
       f"--gin_param=pretrained_steps = {STEPS}",
@@ -223,6 +223,9 @@ def test_fine_tuning_starts_from_the_checkpoint(trained, tmp_path):
   assert after.pop("global_step") == before.pop("global_step") + 2
   names = [name for name in before if "_slot_" not in name]
   assert names and all(np.array_equal(before[n], after[n]) for n in names)
+  assert (f"init_checkpoint: {len(names)} of {len(names)} weights and "
+          f"{len(before) - len(names)} optimizer slots from "
+          f"{trained[0]}/model.ckpt-{STEPS}; the step goes on") in done.stderr
   config = (tmp_path / "operative_config.gin").read_text()
   assert re.search(r"^expert_dropout_rate = 0.4$", config, re.MULTILINE)
   assert "SwitchFFN.dropout_rate = %expert_dropout_rate" in config

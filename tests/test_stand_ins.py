@@ -323,7 +323,8 @@ def test_figures_are_those_of_the_results(path):
 
 @pytest.mark.parametrize("name", [
     "stand_in_acceptability", "stand_in_sentiment_4k", "stand_in_closed_book",
-    "stand_in_headline", "stand_in_title", "stand_in_multilingual_sw_span_corruption"])
+    "stand_in_headline", "stand_in_title",
+    "stand_in_multilingual_sw_span_corruption"])
 def test_data_must_be_fetched(cache, name):
   stem = name.removesuffix("_4k").removesuffix("_sw_span_corruption")
   with pytest.raises(ValueError, match=(

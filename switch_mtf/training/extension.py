@@ -5,7 +5,8 @@
   before the graph    the run's random seed; the dtype of the activations; how
                       attention layers start
   train               no line a step; progress, metrics.jsonl, TensorBoard; a
-                      clean stop; is there room for the checkpoints
+                      clean stop; is there room for the checkpoints; what was
+                      taken over from another run
   eval                the layers' metrics, averaged over the targets
   all                 does the checkpoint in model_dir belong to this model
 """
@@ -17,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf import checks, compat, mesh_errors
 from switch_mtf.layers import initialization, stateless, summaries
-from switch_mtf.training import guards, hooks
+from switch_mtf.training import guards, hooks, warm_start
 
 ModeKeys = tf.estimator.ModeKeys
 
@@ -77,6 +78,8 @@ class TrainingExtension(compat.ModelFnExtension):
 
   def before_graph(self, run: compat.ModelRun) -> None:
     """Seeds what TensorFlow itself draws; binds what T5 leaves no seam for."""
+    if warm_start.begins_from_another(run):
+      warm_start.check(run)
     dtype = precision()
     if dtype is not None:
       with gin.unlock_config():
@@ -87,8 +90,9 @@ class TrainingExtension(compat.ModelFnExtension):
   def explain(
       self, run: compat.ModelRun, error: Exception
   ) -> Exception | None:
-    """Rewrites the errors of a mesh that does not divide a tensor."""
-    return mesh_errors.explain(error, run.mesh_shape, run.layout_rules)
+    """Rewrites errors about a mesh, or a checkpoint, that does not fit."""
+    return (mesh_errors.explain(error, run.mesh_shape, run.layout_rules)
+            or warm_start.explain(run, error))
 
   def finish(self, run: compat.ModelRun, spec):
     """Adds what the mode needs; on TPU hooks cannot look into the step."""
@@ -128,6 +132,9 @@ def _extend_train(run: compat.ModelRun, spec):
   guards.check_room(
       run.model_dir, tf.global_variables(), run.keep_checkpoint_max)
   tell_loss_weights()
+  if warm_start.begins_from_another(run):
+    for line in warm_start.lines(run, tf.global_variables()):
+      print(line, file=sys.stderr)
   loss = spec.loss
   if loss.op.type == "Print":  # tf.Print: one line a step
     loss = loss.op.inputs[0]

@@ -57,9 +57,16 @@ def readable(error: Exception) -> str | None:
   """What to tell the user of an error, or None if it needs its traceback."""
   better = (explain_gin_error(error) or explain_task_error(error)
             or explain_batch_error(error) or mesh_errors.explain_axis(error)
-            or error)
+            or explain_error_of_a_step(error) or error)
   text = str(better).split("\n  In call to configurable")[0]
   return text if re.match(r"[\w. ]+: .* must ", text, re.DOTALL) else None
+
+
+def explain_error_of_a_step(error: Exception) -> ValueError | None:
+  """The error of Python code that ran inside a graph, or None."""
+  raised = re.search(r"ValueError: (\w+: .*?)\s*\nTraceback ", str(error),
+                     re.DOTALL)
+  return raised and ValueError(raised[1])
 
 
 def explain_task_error(error: Exception) -> ValueError | None:

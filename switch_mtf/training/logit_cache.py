@@ -26,6 +26,7 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 
 from switch_mtf import checks
+from switch_mtf.dims import on_tpu
 from switch_mtf.training.hooks import duration
 from switch_mtf.training.logit_store import About, LogitStore
 
@@ -163,6 +164,11 @@ class Logits:
       self, inputs: mtf.Tensor, targets: mtf.Tensor, vocab_dim: mtf.Dimension
   ) -> mtf.Shape:
     """The shape of logits that one processor has whole rows of."""
+    if on_tpu(inputs.mesh):
+      raise ValueError(
+          "logit_cache: the run must be on CPU or GPU, where Python can read "
+          f"and write files, with directory={self.store.directory}, device=TPU."
+          " Set logit_cache.directory = None.")
     self._shapes = (
         inputs.shape.dims[-1].size, targets.shape.dims[-1].size, vocab_dim.size)
     return targets.shape + [mtf.Dimension(CACHED_VOCAB, vocab_dim.size)]

@@ -1,0 +1,93 @@
+"""What a new run takes over from `utils.run.init_checkpoint`, in words.
+
+mesh_tensorflow takes over every variable that has the name of one there, and
+says so only in a log that nobody sees. A run that goes on from a checkpoint of
+its own takes over nothing else.
+"""
+
+import re
+from collections.abc import Iterable
+
+import tensorflow.compat.v1 as tf
+
+from switch_mtf import compat
+
+MAX_NAMES = 6
+SLOT = "_slot_"  # of the optimizer
+
+
+def begins_from_another(run: compat.ModelRun) -> bool:
+  """Whether a run takes its first weights from `init_checkpoint`."""
+  return bool(
+      run.mode == tf.estimator.ModeKeys.TRAIN and run.init_checkpoint
+      and not (run.model_dir and tf.train.latest_checkpoint(run.model_dir)))
+
+
+def check(run: compat.ModelRun) -> None:
+  """Raises ValueError unless the checkpoint is there."""
+  if not tf.io.gfile.exists(f"{run.init_checkpoint}.index"):
+    raise ValueError(
+        "run_t5: init_checkpoint must be a checkpoint, with init_checkpoint="
+        f"{run.init_checkpoint}, of which there is no .index. Set "
+        "utils.run.init_checkpoint to a path such as DIR/model.ckpt-3000.")
+
+
+def explain(run: compat.ModelRun, error: Exception) -> ValueError | None:
+  """A better error where a variable has another shape there, or None."""
+  found = re.search(
+      r"Shape of variable (\S+):0 \((.*)\) doesn't match with shape of tensor "
+      r"\S+ \((.*)\) from checkpoint", str(error))
+  if not found or not begins_from_another(run):
+    return None
+  return ValueError(
+      "run_t5: init_checkpoint must be of a model with these sizes, with "
+      f"{found[1]}={found[2]} in the run, {found[3]} in init_checkpoint="
+      f"{run.init_checkpoint}. Give the gin files of that model, or leave the "
+      "variable out with tpu_estimator_model_fn.init_variable_filter.")
+
+
+def lines(run: compat.ModelRun, variables: Iterable[tf.Variable]) -> list[str]:
+  """What is taken over and what is not.
+
+  Args:
+    run: that begins from another's checkpoint.
+    variables: of its graph.
+
+  Returns:
+    A line for the variables taken over, and one each for those of the run and
+    those of the checkpoint that have no counterpart, without optimizer slots.
+
+  Raises:
+    ValueError: if no weight is taken over.
+  """
+  there = {name for name, _ in tf.train.list_variables(run.init_checkpoint)}
+  let_in = {name for name in there
+            if re.search(run.init_variable_filter or "", name)}
+  here = {v.op.name for v in variables}
+  taken = here & let_in
+  weights = {name for name in here if SLOT not in name and
+             name != tf.GraphKeys.GLOBAL_STEP}
+  if not taken & weights:
+    raise ValueError(
+        "run_t5: init_checkpoint must have weights of this model, with "
+        f"weights in common=0 of {len(weights)}, init_checkpoint="
+        f"{run.init_checkpoint}; {_names('only there', there - here)}. Give the "
+        "gin files of that model, or set utils.run.init_checkpoint = None.")
+  slots = len(taken) - len(taken & weights)
+  step = tf.GraphKeys.GLOBAL_STEP in taken
+  found = [
+      f"init_checkpoint: {len(taken & weights)} of {len(weights)} weights and "
+      f"{slots - step} optimizer slots from {run.init_checkpoint}; the step "
+      f"{'goes on' if step else 'counts from 0'}"]
+  for what, names in (("new here", weights - taken),
+                      ("not taken over", there - taken)):
+    if any(SLOT not in name for name in names):
+      found.append(f"init_checkpoint: {_names(what, names)}")
+  return found
+
+
+def _names(what: str, names: set[str]) -> str:
+  """'what (12): a, b, ...', without optimizer slots."""
+  shown = sorted(name for name in names if SLOT not in name)
+  more = ", ..." if len(shown) > MAX_NAMES else ""
+  return f"{what} ({len(shown)}): {', '.join(shown[:MAX_NAMES])}{more}"

@@ -31,7 +31,7 @@ from t5.models import mesh_transformer_main
 
 import tasks  # noqa: F401  (registers our tasks)
 from switch_mtf import gin_files
-from switch_mtf.training import extension, guards, hooks, metrics
+from switch_mtf.training import best, extension, guards, hooks, metrics
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 DEMO_FLAGS = ["--gin_file=gin/experiments/demo.gin", "--model_dir=runs/demo"]
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
       return
     mesh_transformer_main.main(argv)
     metrics.report_evaluations(FLAGS.model_dir)
+    best.report(FLAGS.model_dir)
     if hooks.StopHook.stopped:
       sys.exit(hooks.INTERRUPTED)
   except KeyboardInterrupt:

@@ -173,8 +173,9 @@ def test_filling_goes_on_where_it_was(teacher, logits, tmp_path):  # noqa: F811
 
 
 def test_a_few_logits_are_nearly_all(teacher, tmp_path):  # noqa: F811
-  # The others have little probability between them, and a quarter of the loss.
-  fill(teacher, tmp_path / "logits", tmp_path / "run", "logit_cache.top_k = 500")
+  # The others have little probability, in a quarter of the loss.
+  fill(teacher, tmp_path / "logits", tmp_path / "run",
+       "logit_cache.top_k = 500")
   succeed(tmp_path / "online", *flags(teacher))
   succeed(tmp_path / "cached", *cached(teacher, tmp_path / "logits"))
   np.testing.assert_allclose(
@@ -184,7 +185,8 @@ def test_a_few_logits_are_nearly_all(teacher, tmp_path):  # noqa: F811
 
 def test_bad_caches_are_explained(teacher, logits, tmp_path):  # noqa: F811
   for arguments, text in (
-      (cached(teacher, tmp_path), "the teacher's logits must have been written"),
+      (cached(teacher, tmp_path),
+       "the teacher's logits must have been written"),
       (cached(teacher, logits, "train_steps = 9"),
        "each row of the run must be in the cache, with 4 of a batch's 4 rows"),
       (cached(f"{teacher}/model.ckpt-0", logits),

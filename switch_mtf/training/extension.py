@@ -7,7 +7,7 @@
   train               no line a step; progress, metrics.jsonl, TensorBoard; a
                       clean stop; is there room for the checkpoints; what was
                       taken over from another run
-  eval                the layers' metrics, averaged over the targets
+  eval                the layers' metrics, averaged over the targets; speed
   all                 does the checkpoint in model_dir belong to this model
 """
 
@@ -103,7 +103,7 @@ class TrainingExtension(compat.ModelFnExtension):
     if run.mode == ModeKeys.TRAIN:
       return _extend_train(run, spec)
     if run.mode == ModeKeys.EVAL:
-      return _extend_eval(spec)
+      return _extend_eval(run, spec)
     return spec
 
 
@@ -148,7 +148,7 @@ def _extend_train(run: compat.ModelRun, spec):
       training_chief_hooks=[*spec.training_chief_hooks, *new_hooks])
 
 
-def _extend_eval(spec):
+def _extend_eval(run: compat.ModelRun, spec):
   metric_fn, tensors = spec.eval_metrics  # the last: 1 for a real target
   layers = layer_metrics()
 
@@ -161,6 +161,10 @@ def _extend_eval(spec):
     return found
 
   # Not spec._replace: a TPUEstimatorSpec notes its metrics in its constructor.
-  return type(spec)(**{
-      **spec._asdict(),
-      "eval_metrics": (with_layers, [*tensors, *layers.values()])})
+  found = {**spec._asdict(),
+           "eval_metrics": (with_layers, [*tensors, *layers.values()])}
+  if run.model_dir:
+    found["evaluation_hooks"] = [
+        *(spec.evaluation_hooks or ()),
+        hooks.EvaluationSpeedHook(run.model_dir, run.tokens_per_step)]
+  return type(spec)(**found)

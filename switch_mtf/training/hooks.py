@@ -129,6 +129,37 @@ class ProgressHook(tf.estimator.SessionRunHook):
           f"{speed:,.0f} tokens/s{left}", file=sys.stderr, flush=True)
 
 
+class EvaluationSpeedHook(tf.estimator.SessionRunHook):
+  """Records the speed of an evaluation: of the forward pass."""
+
+  def __init__(self, model_dir: str, tokens_per_step: int):
+    """Records its arguments.
+
+    Args:
+      model_dir: where to write.
+      tokens_per_step: tokens that a batch has, with padding.
+    """
+    self._model_dir = model_dir
+    self._tokens_per_step = tokens_per_step
+
+  def after_create_session(self, session, coord):
+    """Notes which checkpoint it is; starts the clock."""
+    del coord
+    self._step = session.run(tf.train.get_global_step())
+    self._times = [time.perf_counter()]
+
+  def after_run(self, run_context, run_values):
+    """Notes the time."""
+    self._times.append(time.perf_counter())
+
+  def end(self, session):
+    """Writes the median, which the first batch does not matter to."""
+    seconds = np.median(np.diff(self._times))
+    metrics.append(self._model_dir, {
+        "kind": "eval_speed", "step": self._step,
+        "tokens_per_second": self._tokens_per_step / seconds})
+
+
 class StopHook(tf.estimator.SessionRunHook):
   """Turns SIGTERM and Ctrl-C into a stop after the step, with a checkpoint.
 

@@ -7,6 +7,7 @@ empty), in the order in which they were measured:
    "encoder/block_000/layer_001/expert_load": [0.07, ...], ...}
   {"kind": "eval", "name": "<task>_<split>_<examples>", "step": 300,
    "neg_log_perplexity": -4.33, ...}
+  {"kind": "eval_speed", "step": 300, "tokens_per_second": 15230.0}
 
 A run that is resumed goes on in the same file; what an interrupted run wrote
 after its last checkpoint appears again, and the later line counts.
@@ -150,7 +151,7 @@ def collect_evaluations(model_dir: str) -> list[dict[str, Any]]:
   pattern = os.path.join(model_dir, "eval_*")
   for directory in sorted(tf.io.gfile.glob(pattern)):
     name = os.path.basename(directory)[len("eval_"):]
-    for step, values in sorted(_read_events(directory).items()):
+    for step, values in sorted(read_events(directory).items()):
       if (name, step) not in known:
         added.append({"kind": "eval", "name": name, "step": step, **values})
         append(model_dir, added[-1])
@@ -165,8 +166,8 @@ def report_evaluations(model_dir: str) -> None:
     print(f"{record['name']} | step {record['step']:,} | {figures}")
 
 
-def _read_events(directory: str) -> dict[int, dict[str, Any]]:
-  """Step to (tag to number or array), over the event files of a directory."""
+def read_events(directory: str) -> dict[int, dict[str, Any]]:
+  """Step -> tag -> number or array, over the event files of a directory."""
   found: dict[int, dict[str, Any]] = {}
   pattern = os.path.join(directory, "events.out.*")
   for path in sorted(tf.io.gfile.glob(pattern)):

@@ -71,8 +71,8 @@ def lines(run: compat.ModelRun, variables: Iterable[tf.Variable]) -> list[str]:
     raise ValueError(
         "run_t5: init_checkpoint must have weights of this model, with "
         f"weights in common=0 of {len(weights)}, init_checkpoint="
-        f"{run.init_checkpoint}; {_names('only there', there - here)}. Give the "
-        "gin files of that model, or set utils.run.init_checkpoint = None.")
+        f"{run.init_checkpoint}; {_names('only there', there - here)}. Give "
+        "the gin files of that model, or set utils.run.init_checkpoint = None.")
   slots = len(taken) - len(taken & weights)
   step = tf.GraphKeys.GLOBAL_STEP in taken
   found = [

@@ -1,0 +1,160 @@
+"""What a distillation was worth: teacher, student and a student without one.
+
+  python -m switch_mtf.training.distillation_report --teacher=DIR \
+      --student=DIR --baseline=DIR [--output=FILE]
+
+Reads what the three runs left behind. Their quality is the last neg. log
+perplexity of the validation split, where `gin/runs/perplexity_eval.gin` has
+measured it, else the best score of the task (`best.json`).
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from switch_mtf.training import best, metrics
+
+ROLES = ("teacher", "student", "baseline")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What is known of a run.
+
+  Attributes:
+    model_dir: of the run.
+    measure: what quality is of: "neg_log_perplexity" or tasks.
+    quality: more is better.
+    parameters: weights, without the optimizer's.
+    tokens_per_second: of the forward pass in evaluation; None if no evaluation
+      was timed.
+  """
+
+  model_dir: str
+  measure: str
+  quality: float
+  parameters: int
+  tokens_per_second: float | None
+
+
+def read(model_dir: str) -> Trained:
+  """Reads a run.
+
+  Args:
+    model_dir: of the run.
+
+  Raises:
+    ValueError: if it has no checkpoint, or was never evaluated.
+  """
+  checkpoint = tf.train.latest_checkpoint(model_dir)
+  evaluations = metrics.read(model_dir, "eval")
+  tasks = best.best(model_dir)
+  if checkpoint is None or not (evaluations or tasks):
+    raise ValueError(
+        "distillation_report: the run must have been trained and evaluated, "
+        f"with model_dir={model_dir}, checkpoint={checkpoint}, evaluations="
+        f"{len(evaluations) + len(tasks)}. Run it with gin/runs/"
+        "perplexity_eval.gin or gin/runs/task_metrics.gin.")
+  if evaluations:
+    whole = min((r["name"] for r in evaluations), key=len)  # not a part of it
+    measure = "neg_log_perplexity"
+    quality = [r[measure] for r in evaluations if r["name"] == whole][-1]
+  else:
+    measure = "+".join(tasks)
+    quality = float(np.mean([at["score"] for at in tasks.values()]))
+  speeds = metrics.read(model_dir, "eval_speed")
+  return Trained(
+      model_dir, measure, quality,
+      sum(int(np.prod(shape))
+          for name, shape in tf.train.list_variables(checkpoint)
+          if "_slot_" not in name and name != "global_step"),
+      speeds[-1]["tokens_per_second"] if speeds else None)
+
+
+def compare(teacher: Trained, student: Trained, baseline: Trained) -> dict:
+  """The figures of Tables 6 to 8 for one student.
+
+  Args:
+    teacher: that was learnt from.
+    student: that learnt.
+    baseline: as the student, but without the teacher.
+
+  Returns:
+    The three, "share_of_gain": what the student keeps of the teacher's gain
+    over the baseline, None where the teacher has none; "compression": share of
+    the teacher's parameters that are gone; "speedup": of the student in
+    evaluation, None if it was not timed.
+
+  Raises:
+    ValueError: if they were judged by different measures.
+  """
+  runs = dict(zip(ROLES, (teacher, student, baseline), strict=True))
+  if len({run.measure for run in runs.values()}) > 1:
+    raise ValueError(
+        "distillation_report: the runs must have been evaluated alike, with "
+        + ", ".join(f"{role}={run.measure}" for role, run in runs.items())
+        + ". Evaluate them with the same gin file and task.")
+  gain = teacher.quality - baseline.quality
+  timed = teacher.tokens_per_second and student.tokens_per_second
+  return {
+      **{role: dataclasses.asdict(run) for role, run in runs.items()},
+      "share_of_gain": (
+          (student.quality - baseline.quality) / gain if gain > 0 else None),
+      "compression": 1 - student.parameters / teacher.parameters,
+      "speedup": (student.tokens_per_second / teacher.tokens_per_second
+                  if timed else None)}
+
+
+def text(found: dict) -> str:
+  """The figures as a table and a sentence.
+
+  Args:
+    found: by `compare`.
+  """
+  lines = [f"{'':10}{'parameters':>14}{found['teacher']['measure']:>24}"
+           f"{'tokens/s':>12}"]
+  for role in ROLES:
+    run = found[role]
+    speed = run["tokens_per_second"]
+    lines.append(f"{role:10}{run['parameters']:14,}{run['quality']:24.4f}"
+                 f"{f'{speed:,.0f}' if speed else '-':>12}")
+  share = found["share_of_gain"]
+  kept = ("the teacher is no better than the baseline" if share is None else
+          f"the student keeps {share:.0%} of the teacher's gain")
+  faster = (f", at {found['speedup']:.2f} times its speed"
+            if found["speedup"] else "")
+  lines.append(f"{kept}, with {found['compression']:.1%} fewer parameters"
+               f"{faster}.")
+  return "\n".join(lines)
+
+
+def main() -> int:
+  """Prints the report of what is named; 0, or 2 if something is wrong."""
+  parser = argparse.ArgumentParser(
+      prog="python -m switch_mtf.training.distillation_report",
+      description=__doc__.split("\n")[0])
+  for role in ROLES:
+    parser.add_argument(f"--{role}", required=True, metavar="DIR",
+                        help="its model_dir")
+  parser.add_argument("--output", metavar="FILE", help="write it as JSON, too")
+  arguments = parser.parse_args()
+  try:
+    found = compare(*(read(getattr(arguments, role)) for role in ROLES))
+  except ValueError as error:
+    print(error, file=sys.stderr)
+    return 2
+  print(text(found))
+  if arguments.output:
+    os.makedirs(os.path.dirname(arguments.output) or ".", exist_ok=True)
+    with open(arguments.output, "w") as f:
+      json.dump(found, f, indent=1)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,140 @@
+"""The best checkpoint of each task; what a distillation was worth."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import ROOT
+
+from switch_mtf.training import best, distillation_report, hooks, metrics
+from switch_mtf.training.distillation_report import Trained
+
+
+def evaluated(model_dir, values):
+  """Writes (step, tag) -> value as T5's evaluation does."""
+  writer = tf.summary.FileWriter(str(model_dir / "validation_eval"))
+  for (step, tag), value in values.items():
+    writer.add_summary(tf.Summary(value=[
+        tf.Summary.Value(tag=f"eval/{tag}", simple_value=value)]), step)
+  writer.close()
+
+
+SCORES = {(100, "qa/em"): 10.0, (100, "qa/f1"): 20.0,
+          (200, "qa/em"): 12.0, (200, "qa/f1"): 30.0,
+          (300, "qa/em"): 20.0, (300, "qa/f1"): 21.0,
+          (100, "cola/matthews"): 5.0, (200, "cola/matthews"): 5.0,
+          (300, "cola/matthews"): 4.0}
+
+
+def test_each_task_has_a_best_step_of_its_own(tmp_path):
+  # Means of qa: 15, 21, 20.5. cola is as good at 100 as at 200.
+  evaluated(tmp_path, SCORES)
+  assert best.best(str(tmp_path)) == {
+      "cola": {"step": 100, "score": 5.0, "metrics": {"matthews": 5.0}},
+      "qa": {"step": 200, "score": 21.0, "metrics": {"em": 12.0, "f1": 30.0}}}
+
+
+def test_the_best_are_reported_when_they_are_new(tmp_path, capsys):
+  best.report(str(tmp_path))
+  assert not (tmp_path / "best.json").exists()
+  evaluated(tmp_path, SCORES)
+  best.report(str(tmp_path))
+  assert capsys.readouterr().out == (
+      "cola | best at step 100 | matthews 5.00\n"
+      "qa | best at step 200 | em 12.00 | f1 30.00\n"
+      "2 tasks, each at its best | mean 13.00\n")
+  assert json.loads((tmp_path / "best.json").read_text()) == best.best(
+      str(tmp_path))
+  best.report(str(tmp_path))
+  assert not capsys.readouterr().out
+
+
+def test_speed_is_the_median(tmp_path, monkeypatch):
+  # Batches of 10 tokens after 9, 1, 1, 2 seconds: median 1.5.
+  times = iter([0.0, 9.0, 10.0, 11.0, 13.0])
+  monkeypatch.setattr(hooks.time, "perf_counter", lambda: next(times))
+  with tf.Graph().as_default(), tf.Session() as session:
+    session.run(tf.train.create_global_step().initializer)
+    hook = hooks.EvaluationSpeedHook(str(tmp_path), 10)
+    hook.after_create_session(session, None)
+    for _ in range(4):
+      hook.after_run(None, None)
+    hook.end(session)
+  record, = metrics.read(str(tmp_path), "eval_speed")
+  assert record["step"] == 0
+  assert record["tokens_per_second"] == pytest.approx(10 / 1.5)
+
+
+# The report of a distillation.
+
+
+def test_table_6_by_hand():
+  # -1.580 between -1.636 and -1.444, 223M of 3,800M: 29 % and 94.1 %.
+  runs = [Trained("d", "neg_log_perplexity", quality, parameters, speed)
+          for quality, parameters, speed in (
+              (-1.444, 3_800, 1000.0), (-1.580, 223, 2000.0),
+              (-1.636, 223, None))]
+  found = distillation_report.compare(*runs)
+  assert found["share_of_gain"] == pytest.approx(0.29, abs=0.005)
+  assert found["compression"] == pytest.approx(0.941, abs=0.0005)
+  assert found["speedup"] == 2.0
+  assert distillation_report.text(found).splitlines()[-1] == (
+      "the student keeps 29% of the teacher's gain, with 94.1% fewer "
+      "parameters, at 2.00 times its speed.")
+
+
+def test_a_teacher_that_is_no_better_has_no_gain_to_keep():
+  runs = [Trained("d", "task", quality, 10, None) for quality in (1., 2., 3.)]
+  found = distillation_report.compare(*runs)
+  assert found["share_of_gain"] is None and found["speedup"] is None
+  assert "no better than the baseline" in distillation_report.text(found)
+
+
+def test_runs_must_be_judged_alike():
+  with pytest.raises(ValueError, match=(
+      "must have been evaluated alike, with teacher=a, student=b, baseline=a")):
+    distillation_report.compare(
+        *(Trained("d", measure, 1.0, 1, None) for measure in "aba"))
+
+
+def run_of(folder, scores, sizes):
+  """A model_dir with a checkpoint and evaluations."""
+  folder.mkdir()
+  with tf.Graph().as_default(), tf.Session() as session:
+    tf.get_variable("w", sizes)
+    tf.get_variable("w_slot_v", [100])
+    tf.train.create_global_step()
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, str(folder / "model.ckpt"))
+  evaluated(folder, scores)
+  return folder
+
+
+def test_runs_are_read(tmp_path):
+  folders = {
+      "teacher": run_of(tmp_path / "t", SCORES, [20, 2]),
+      "student": run_of(tmp_path / "s", {(5, "qa/em"): 8.0,
+                                         (5, "cola/matthews"): 6.0}, [10]),
+      "baseline": run_of(tmp_path / "b", {(5, "qa/em"): 4.0,
+                                          (5, "cola/matthews"): 6.0}, [10])}
+  done = subprocess.run(
+      [sys.executable, "-m", "switch_mtf.training.distillation_report",
+       f"--output={tmp_path}/found/report.json",
+       *(f"--{role}={folder}" for role, folder in folders.items())],
+      cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  found = json.loads((tmp_path / "found/report.json").read_text())
+  # Means over the tasks: 13, 7, 5.
+  np.testing.assert_allclose(found["share_of_gain"], 0.25)
+  assert found["compression"] == 0.75
+  assert "keeps 25% of the teacher's gain" in done.stdout
+
+
+def test_a_run_must_have_been_evaluated(tmp_path):
+  with pytest.raises(ValueError, match=(
+      "distillation_report: the run must have been trained and evaluated, with "
+      f"model_dir={tmp_path}, checkpoint=None, evaluations=0.")):
+    distillation_report.read(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Every run_t5.py command of the docs and of the gin files' headers is legal."""
+"""Every run_t5.py command of the docs and of gin files' headers is legal."""
 
 import re
 import shlex

@@ -22,7 +22,55 @@ def test_turns(monkeypatch, at_once, cores, tpu, gpus, turns):
   monkeypatch.setattr(compare.os, "cpu_count", lambda: cores)
   monkeypatch.setattr(
       compare.tf.config, "list_physical_devices", lambda kind: gpus)
-  assert compare._in_turns(["a", "b", "c"], at_once) == turns
+  assert compare._in_turns({"a": [], "b": [], "c": []}, at_once) == turns
+
+
+def test_a_run_waits_for_what_it_uses(monkeypatch):
+  monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(tpu=None))
+  monkeypatch.setattr(compare.os, "cpu_count", lambda: 2)
+  monkeypatch.setattr(compare.tf.config, "list_physical_devices", lambda _: [])
+  needs = {"teacher": [], "student": ["teacher"], "dense": ["ended before"]}
+  assert compare._in_turns(needs, 2) == [["teacher", "dense"], ["student"]]
+
+
+def test_what_a_run_uses_is_of_its_seed():
+  assert compare._parts("big/model.ckpt-3", 2) == (
+      "", "big_seed2", "model.ckpt-3")
+  assert compare._parts("../other/big", 2) == ("../other/", "big_seed2", "")
+
+
+def test_a_run_gets_what_it_needs(monkeypatch, tmp_path):
+  monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(
+      gin_file=["c.gin", "layout.gin"], module_import=[], tpu=None,
+      gin_param=["compare.at_once = 1", "x = 1"]))
+  ran = []
+  monkeypatch.setattr(compare, "_run", ran.append)
+  monkeypatch.setattr(compare.report, "write", lambda *args: "")
+  compare.compare(
+      types.SimpleNamespace(model_dir=str(tmp_path)), title="", seeds=[2],
+      models={"teacher": "t.gin", "student": "s.gin"}, params=["y = 2"],
+      from_runs={"student": {"distill_from.checkpoint": "teacher",
+                             "z": "../other/big/model.ckpt-3"}})
+  (teacher,), (student,) = ran
+  assert teacher == str(tmp_path / "teacher_seed2")
+  assert student == str(tmp_path / "student_seed2")
+  command, announcement = ran[1][student]
+  assert announcement == "[2/2] student, seed 2"
+  assert command[2:] == [
+      f"--model_dir={student}", "--gin_file=s.gin", "--gin_file=layout.gin",
+      "--gin_param=x = 1", "--gin_param=y = 2", "--gin_param=seed = 2",
+      f"--gin_param=distill_from.checkpoint = '{teacher}'",
+      f"--gin_param=z = '{tmp_path.parent}/other/big_seed2/model.ckpt-3'"]
+
+
+@pytest.mark.parametrize("used", ["student", "nothing", "later/model.ckpt-1"])
+def test_what_a_run_uses_must_come_before(used):
+  with pytest.raises(ValueError, match=(
+      "compare: a run must use one that comes before it, with model=student, "
+      f"used={used}, models=")):
+    compare.compare(
+        None, models=dict.fromkeys(("teacher", "student", "later"), "f"),
+        title="", from_runs={"student": {"distill_from.checkpoint": used}})
 
 
 def test_at_once_must_be_a_number_of_runs():

@@ -1,4 +1,5 @@
 import pytest
+import tensorflow.compat.v1 as tf
 
 from switch_mtf.training import report
 
@@ -27,6 +28,25 @@ def test_gain_is_paired_by_seed_and_spread_is_the_larger_range():
   assert gains["deviation"] == pytest.approx(0.1414, abs=1e-4)
   assert gains["spread"] == pytest.approx(0.1)
   assert result["models"]["dense"]["tokens_per_second"] == [20.0, 20.0]
+
+
+def test_a_run_that_was_scored_is_judged_by_its_best_step(tmp_path):
+  # Means of the tasks' metrics: 10 at step 1, 12.5 at step 2; step 3 lacks one.
+  writer = tf.summary.FileWriter(str(tmp_path / "validation_eval"))
+  for step, tag, value in ((1, "a/em", 5), (1, "b/f1", 15), (2, "a/em", 5),
+                           (2, "b/f1", 20), (3, "a/em", 90)):
+    writer.add_summary(tf.Summary(value=[
+        tf.Summary.Value(tag=f"eval/{tag}", simple_value=value)]), step)
+  writer.close()
+  points = report._validation(str(tmp_path), [])
+  assert points == [{"step": 1, "score": 10.0}, {"step": 2, "score": 12.5}]
+  found = {(model, 0): {"validation": [{"step": 1, "score": score},
+                                       {"step": 2, "score": score - 1}],
+                        "parameters": 7, "train": [{"tokens_per_second": 1.0}]}
+           for model, score in (("dense", 3.0), ("switch", 4.5))}
+  result = report.summarize(found, ["dense", "switch"], [0])
+  assert result["gains"]["switch"]["gain"] == [1.5]
+  assert "better than dense by 1.5000 points" in report.verdict(result)
 
 
 def test_verdict_says_when_the_switch_model_is_worse():

@@ -7,10 +7,11 @@ comes from a run that a user can start alone. What is finished is not run again.
 
 import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -32,6 +33,8 @@ def compare(
     seeds: Sequence[int] = (0,),
     title: str = gin.REQUIRED,
     at_once: int = 1,
+    params: Sequence[str] = (),
+    from_runs: Mapping[str, Mapping[str, str]] | None = None,
     **unused_kwargs,
 ) -> None:
   """Runs each model with each seed, then writes `<model_dir>/report/`.
@@ -47,29 +50,44 @@ def compare(
     seeds: one run of each model for each; the pictures show the first.
     title: of the report.
     at_once: how many run at the same time.
+    params: bindings for each run, after its gin file.
+    from_runs: model -> binding -> a model before it, whose folder with the same
+      seed is bound: a student's teacher, as in {"student":
+      {"distill_from.checkpoint": "teacher"}}, or what is fine-tuned, "teacher/
+      model.ckpt-3000". It waits for that run. "../NAME/teacher" is in another
+      comparison, whose folder NAME is beside this one's.
     **unused_kwargs: see `estimator`.
 
   Raises:
-    ValueError: if the model_dir is on a remote file system, or `at_once` is not
-      a positive whole number.
+    ValueError: if the model_dir is on a remote file system, `at_once` is not a
+      positive whole number, or `from_runs` names no model that comes before.
     SystemExit: if a run failed or was interrupted.
   """
   checks.whole("compare", at_least=1, at_once=at_once)
+  from_runs = from_runs or {}
+  _check_order(list(models), from_runs)
   model_dir = estimator.model_dir
   if "://" in model_dir:
     raise ValueError(
         "compare: --model_dir must be a folder of this machine, with "
         f"model_dir={model_dir}. Choose another --model_dir.")
-  jobs = [(name, path, seed) for seed in seeds for name, path in models.items()]
+  jobs = [(name, seed) for seed in seeds for name in models]
   start = time.time()
-  waiting = {}
-  for number, (name, path, seed) in enumerate(jobs, start=1):
+  waiting, needs = {}, {}
+  for number, (name, seed) in enumerate(jobs, start=1):
     directory = run_dir(model_dir, name, seed)
-    command = _command(path, seed, directory)
-    announcement = f"[{number}/{len(jobs)}] {name}, seed {seed}"
+    places = {binding: _parts(place, seed)
+              for binding, place in from_runs.get(name, {}).items()}
+    command = _command(models[name], directory, [
+        *params, f"seed = {seed}",
+        *(f"{binding} = {os.path.normpath(os.path.join(model_dir, *parts))!r}"
+          for binding, parts in places.items())])
     if not _is_finished(directory, command):
-      waiting[directory] = command, announcement
-  for directories in _in_turns(list(waiting), at_once):
+      waiting[directory] = (
+          command, f"[{number}/{len(jobs)}] {name}, seed {seed}")
+      needs[directory] = {os.path.join(model_dir, *parts[:2])
+                          for parts in places.values()}
+  for directories in _in_turns(needs, at_once):
     _run({directory: waiting[directory] for directory in directories})
   print(f"{len(waiting)} runs in {duration(time.time() - start)}."
         if waiting else
@@ -83,20 +101,47 @@ def run_dir(model_dir: str, name: str, seed: int) -> str:
   return os.path.join(model_dir, f"{name}_seed{seed}")
 
 
-def _command(gin_file: str, seed: int, model_dir: str) -> list[str]:
+def _parts(place: str, seed: int) -> tuple[str, str, str]:
+  """Comparison, run and file of a place that `from_runs` names."""
+  folder, model, file = re.fullmatch(
+      r"(\.\./[^/]+/)?([^/]+)(?:/(.+))?", place).groups()
+  return folder or "", f"{model}_seed{seed}", file or ""
+
+
+def _check_order(
+    models: Sequence[str], from_runs: Mapping[str, Mapping[str, str]]
+) -> None:
+  """Raises ValueError unless what a model uses comes before it."""
+  for name, used in from_runs.items():
+    before = models[:models.index(name)] if name in models else []
+    for place in used.values():
+      if not place.startswith("../") and place.split("/")[0] not in before:
+        raise ValueError(
+            "compare: a run must use one that comes before it, with "
+            f"model={name}, used={place}, models={list(models)}. Correct "
+            "compare.from_runs or the order of compare.models.")
+
+
+def _command(
+    gin_file: str, model_dir: str, params: Sequence[str]) -> list[str]:
   """The command of one run.
 
   What the command line adds to the comparison's own gin file holds for each
   run, but for the seed and for `compare` itself.
+
+  Args:
+    gin_file: of the model.
+    model_dir: of the run.
+    params: bindings of the run.
   """
   files = [gin_file, *flags.FLAGS.gin_file[1:]]
-  params = [param for param in flags.FLAGS.gin_param or []
-            if not param.startswith("compare.")]
+  given = [param for param in flags.FLAGS.gin_param or []
+           if not param.startswith("compare.")]
   return [sys.executable, os.path.abspath(sys.argv[0]),
           f"--model_dir={model_dir}",
           *(f"--module_import={name}" for name in flags.FLAGS.module_import),
           *(f"--gin_file={path}" for path in files),
-          *(f"--gin_param={param}" for param in [*params, f"seed = {seed}"])]
+          *(f"--gin_param={param}" for param in [*given, *params])]
 
 
 def _is_finished(directory: str, command: list[str]) -> bool:
@@ -108,12 +153,25 @@ def _is_finished(directory: str, command: list[str]) -> bool:
     return False
 
 
-def _in_turns(runs: list[str], at_once: int) -> list[list[str]]:
-  """Those that run at the same time, in turns."""
+def _in_turns(
+    needs: Mapping[str, Collection[str]], at_once: int) -> list[list[str]]:
+  """Those that run at the same time, in turns.
+
+  Args:
+    needs: run -> those that must have ended before it; of these, the ones that
+      are no keys have.
+    at_once: how many can run at the same time.
+  """
   if flags.FLAGS.tpu or tf.config.list_physical_devices("GPU"):
     at_once = 1
   at_once = min(at_once, os.cpu_count() or 1)
-  return [runs[i:i + at_once] for i in range(0, len(runs), at_once)]
+  turns, left = [], dict(needs)
+  while left:
+    ready = [run for run in left if left.keys().isdisjoint(left[run])]
+    turns.append(ready[:at_once])
+    for run in turns[-1]:
+      del left[run]
+  return turns
 
 
 def _run(commands: dict[str, tuple[list[str], str]]) -> None:

@@ -1,12 +1,17 @@
 """Draws and writes the report of a comparison (`compare.py`).
 
 Everything comes from what the runs left behind (`metrics.jsonl`, `blanks.json`,
-`operative_config.gin`), so a report can be drawn again at any time.
+`operative_config.gin`, task metrics), so it can be drawn again at any time.
+
+A run is judged by its loss on the validation split, at the last step, or, where
+only tasks were scored, by the mean of their metrics at the best step, as the
+paper judges fine-tuning.
 """
 
 import json
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib
@@ -16,11 +21,16 @@ import tensorflow.compat.v1 as tf
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
 
-from switch_mtf.training import blanks, metrics  # noqa: E402
+from switch_mtf.training import best, blanks, metrics  # noqa: E402
 
 LOAD = "expert_load"
 # One a model, the baseline first.
-COLORS = ("#7f7f7f", "#c44e52", "#4c72b0", "#55a868")
+COLORS = ("#7f7f7f", "#c44e52", "#4c72b0", "#55a868", "#8172b3", "#ccb974",
+          "#64b5cd", "#8c613c", "#da8bc3", "#000000")
+LOSS, SCORE = "neg_log_perplexity", "score"
+# What a run is judged by -> in words, unit.
+MEASURES = {LOSS: ("neg. log perplexity", "nats a token"),
+            SCORE: ("mean of the task's metrics", "points")}
 
 
 def write(
@@ -57,7 +67,6 @@ def _read(model_dir: str, model: str, seed: int) -> dict[str, Any]:
   """What one run left behind."""
   directory = os.path.join(model_dir, f"{model}_seed{seed}")
   evaluations = metrics.read(directory, "eval")
-  whole = min((r["name"] for r in evaluations), key=len)
   filled = os.path.join(directory, blanks.BLANKS_FILE)
   found = []
   if os.path.exists(filled):
@@ -66,12 +75,24 @@ def _read(model_dir: str, model: str, seed: int) -> dict[str, Any]:
   return {
       "directory": directory,
       "train": metrics.read(directory, "train"),
-      # The shortest name is the whole validation split, longer ones its parts.
       "eval": evaluations,
-      "validation": [r for r in evaluations if r["name"] == whole],
+      "validation": _validation(directory, evaluations),
       "parameters": _count_parameters(directory),
       "choices": _choices(directory),
       "blanks": found}
+
+
+def _validation(
+    directory: str, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The figures that a run is judged by: "step", and LOSS or SCORE."""
+  if evaluations:
+    # The shortest name is the whole validation split, longer ones its parts.
+    whole = min((r["name"] for r in evaluations), key=len)
+    return [r for r in evaluations if r["name"] == whole]
+  tasks = best.scores(directory).values()
+  return [{"step": step, SCORE: float(np.mean(
+      [value for task in tasks for value in task[step].values()]))}
+          for step in sorted(set.intersection(*map(set, tasks)))]
 
 
 def _count_parameters(directory: str) -> int:
@@ -99,22 +120,22 @@ def summarize(
     seeds: of the runs.
 
   Returns:
-    For each model its parameters, and for each seed its validation neg. log
-      perplexity (nats a token) at the last step and its median training speed;
+    For each model its parameters, and for each seed what it is judged by, under
+      LOSS or SCORE, and its median training speed;
       for each model but the first the gain over the first with the same seed,
       the gains' mean and standard deviation, and the spread: the range over
       the seeds of the baseline's or of its own figures, whichever is larger.
   """
+  measure = _measure(runs.values())
   figures = {m: {
       "parameters": runs[m, seeds[0]]["parameters"],
-      "neg_log_perplexity": [
-          runs[m, s]["validation"][-1]["neg_log_perplexity"] for s in seeds],
+      measure: [_quality(runs[m, s]["validation"], measure) for s in seeds],
       "tokens_per_second": [_speed(runs[m, s]["train"]) for s in seeds],
   } for m in models}
-  base = np.array(figures[models[0]]["neg_log_perplexity"])
+  base = np.array(figures[models[0]][measure])
   gains = {}
   for model in models[1:]:
-    own = np.array(figures[model]["neg_log_perplexity"])
+    own = np.array(figures[model][measure])
     gains[model] = {
         "gain": (own - base).tolist(),
         "mean_gain": float(np.mean(own - base)),
@@ -125,6 +146,17 @@ def summarize(
           "seeds": seeds, "models": figures, "gains": gains}
 
 
+def _measure(runs: Iterable[dict[str, Any]]) -> str:
+  """What runs are judged by: LOSS where all have it."""
+  return LOSS if all(LOSS in run["validation"][-1] for run in runs) else SCORE
+
+
+def _quality(validation: list[dict[str, Any]], measure: str) -> float:
+  """The loss at the last step, or the best score."""
+  found = [r[measure] for r in validation]
+  return found[-1] if measure == LOSS else max(found)
+
+
 def _speed(train: list[dict[str, Any]]) -> float:
   """Median tokens per second over the records of a run."""
   return float(np.median([r["tokens_per_second"] for r in train]))
@@ -133,20 +165,24 @@ def _speed(train: list[dict[str, Any]]) -> float:
 def verdict(result: dict[str, Any]) -> str:
   """The result as a table of text and one sentence for each rival."""
   seeds = result["seeds"]
-  lines = [f"{'':18}{'parameters':>12}{'validation neg. log perplexity':>32}"
+  measure = next(m for m in MEASURES
+                 if m in next(iter(result["models"].values())))
+  words, unit = MEASURES[measure]
+  width = len(f"validation {words}") + 2
+  lines = [f"{'':18}{'parameters':>12}{f'validation {words}':>{width}}"
            f"{'tokens/s':>10}"]
   for model, figures in result["models"].items():
     for seed, quality, speed in zip(
-        seeds, figures["neg_log_perplexity"], figures["tokens_per_second"],
+        seeds, figures[measure], figures["tokens_per_second"],
         strict=True):
       name = f"{model}, seed {seed}"
-      lines.append(f"{name:18}{figures['parameters']:12,}{quality:32.4f}"
+      lines.append(f"{name:18}{figures['parameters']:12,}{quality:{width}.4f}"
                    f"{speed:10,.0f}")
   base = next(iter(result["models"]))
   for model, gain in result["gains"].items():
     better = "better" if gain["mean_gain"] > 0 else "WORSE"
     line = (f"{model} is {better} than {base} by {abs(gain['mean_gain']):.4f} "
-            f"nats a token after {result['steps']:,} steps each")
+            f"{unit} after {result['steps']:,} steps each")
     if len(seeds) > 1:
       line += (f" (mean of {len(seeds)} seeds, standard deviation "
                f"{gain['deviation']:.4f}, smallest {min(gain['gain']):.4f}; "
@@ -160,6 +196,7 @@ def draw_curves(
 ) -> str:
   """Loss in training and in validation against steps; returns the file name."""
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+  measure = _measure(runs.values())
   for model, color in zip(models, COLORS, strict=False):
     for seed in seeds:
       train = runs[model, seed]["train"]
@@ -168,13 +205,13 @@ def draw_curves(
                 linewidth=1)
       points = runs[model, seed]["validation"]
       right.plot([r["step"] for r in points],
-                 [r["neg_log_perplexity"] for r in points], "o-", color=color,
+                 [r[measure] for r in points], "o-", color=color,
                  alpha=1.0 if seed == seeds[0] else 0.5,
                  label=model if seed == seeds[0] else None)
   left.set(title="training (loss with padding and auxiliary losses)",
            xlabel="step", ylabel="- loss (nats)")
   right.set(title="validation", xlabel="step",
-            ylabel="neg. log perplexity (nats a token)")
+            ylabel=f"{MEASURES[measure][0]} ({MEASURES[measure][1]})")
   _leave_out_start(left)
   _leave_out_start(right)
   right.legend()

@@ -32,7 +32,9 @@ NAME = "gin_files"
 FOLDER = os.path.join(ROOT, "results", "planning")
 # Files of gin/experiments/ that others include; the rest can be started.
 PARTS = ("demo_text", "common", "pretrain", "finetune", "parts_of_4",
-         "finetune_parts_of_2", "distill")
+         "finetune_parts_of_2", "distill", "text", "student", "tune", "tuning")
+# Stands for the teacher that a distillation is given.
+TEACHER = "gin/experiments/small_scale/switch_e16.gin"
 SMALL_RUN = "benchmarks/gin/planned.gin"
 CPU_MODELS = ("tiny", "switch_tiny_e16", "mini", "switch_mini_e16", "small",
               "switch_small_e16")
@@ -85,10 +87,15 @@ def experiments() -> list[str]:
 def rows() -> list[Row]:
   """Everything that is checked."""
   from switch_mtf import gin_files
-  found = [
-      Row(path, (path,), small="/paper/" not in path,
-          params=tuple(f"{name} = 'none'" for name in gin_files.unset(path)))
-      for path in experiments()]
+  found = []
+  for path in experiments():
+    unset = gin_files.unset(path)
+    params = [f"{name} = 'none'" for name in unset]
+    if "distill_from.checkpoint" in unset and "/paper/" not in path:
+      params.append(f"distill_from.config = '{TEACHER}'")
+    # What needs another run's checkpoint cannot be trained alone.
+    found.append(Row(path, (path,), small="/paper/" not in path and not unset,
+                     params=tuple(params)))
   for path in sorted(pathlib.Path(ROOT, "gin/models").glob("*.gin")):
     name = path.relative_to(ROOT).as_posix()
     small = path.stem in CPU_MODELS
@@ -214,10 +221,11 @@ def main() -> int:
                       help="go on with the rows that the record lacks")
   arguments = parser.parse_args()
   record = Record(os.path.join(FOLDER, f"{NAME}.json"), NAME, {},
-                  arguments.resume)
+                  arguments.resume, same_commit=False)
   todo = [row for row in rows() if record.find(0, row.name) is None]
   begun = time.perf_counter()
   for count, (row, found) in enumerate(_done(todo), 1):
+    found["commit"] = record.data["machine"]["commit"]
     record.add(0, row.name, os.getloadavg()[0], found)
     seconds = time.perf_counter() - begun
     left = seconds / count * (len(todo) - count)

@@ -64,9 +64,19 @@ class Record:
   """
 
   def __init__(self, path: str, suite: str, options: dict[str, Any],
-               resume: bool):
-    """Begins a new record, or goes on with the one on disk."""
+               resume: bool, same_commit: bool = True):
+    """Begins a new record, or goes on with the one on disk.
+
+    Args:
+      path: of the file.
+      suite: its name.
+      options: of the suite.
+      resume: whether to go on.
+      same_commit: whether the one on disk must be of this commit. If not, each
+        group says of which it is.
+    """
     self.path = path
+    self._same_commit = same_commit
     self.data = {"suite": suite, "complete": False, "machine": machine(),
                  "options": options, "groups": [], "results": []}
     if resume and os.path.exists(path):
@@ -75,6 +85,8 @@ class Record:
   def _resume(self) -> None:
     with open(self.path) as f:
       old = json.load(f)
+    if not self._same_commit:
+      old["machine"]["commit"] = self.data["machine"]["commit"]
     for name in ("suite", "machine", "options"):
       if old[name] != self.data[name]:
         raise ValueError(

@@ -49,7 +49,7 @@ def write(
   """
   folder = os.path.join(model_dir, "report")
   os.makedirs(folder, exist_ok=True)
-  runs = {(m, s): _read(model_dir, m, s) for m in models for s in seeds}
+  runs = {(m, s): read_run(model_dir, m, s) for m in models for s in seeds}
   result = summarize(runs, models, seeds)
   with open(os.path.join(folder, "result.json"), "w") as f:
     json.dump(result, f, indent=1)
@@ -63,7 +63,7 @@ def write(
   return f"{text}\n\nReport: {os.path.join(folder, 'report.md')}"
 
 
-def _read(model_dir: str, model: str, seed: int) -> dict[str, Any]:
+def read_run(model_dir: str, model: str, seed: int) -> dict[str, Any]:
   """What one run left behind."""
   directory = os.path.join(model_dir, f"{model}_seed{seed}")
   evaluations = metrics.read(directory, "eval")
@@ -115,7 +115,7 @@ def summarize(
   """The figures of a comparison.
 
   Args:
-    runs: (model, seed) to what `_read` found.
+    runs: (model, seed) to what `read_run` found.
     models: their names, the baseline first.
     seeds: of the runs.
 
@@ -126,10 +126,10 @@ def summarize(
       the gains' mean and standard deviation, and the spread: the range over
       the seeds of the baseline's or of its own figures, whichever is larger.
   """
-  measure = _measure(runs.values())
+  measure = measure_of(runs.values())
   figures = {m: {
       "parameters": runs[m, seeds[0]]["parameters"],
-      measure: [_quality(runs[m, s]["validation"], measure) for s in seeds],
+      measure: [quality(runs[m, s]["validation"], measure) for s in seeds],
       "tokens_per_second": [_speed(runs[m, s]["train"]) for s in seeds],
   } for m in models}
   base = np.array(figures[models[0]][measure])
@@ -146,12 +146,12 @@ def summarize(
           "seeds": seeds, "models": figures, "gains": gains}
 
 
-def _measure(runs: Iterable[dict[str, Any]]) -> str:
+def measure_of(runs: Iterable[dict[str, Any]]) -> str:
   """What runs are judged by: LOSS where all have it."""
   return LOSS if all(LOSS in run["validation"][-1] for run in runs) else SCORE
 
 
-def _quality(validation: list[dict[str, Any]], measure: str) -> float:
+def quality(validation: list[dict[str, Any]], measure: str) -> float:
   """The loss at the last step, or the best score."""
   found = [r[measure] for r in validation]
   return found[-1] if measure == LOSS else max(found)
@@ -196,7 +196,7 @@ def draw_curves(
 ) -> str:
   """Loss in training and in validation against steps; returns the file name."""
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-  measure = _measure(runs.values())
+  measure = measure_of(runs.values())
   for model, color in zip(models, COLORS, strict=False):
     for seed in seeds:
       train = runs[model, seed]["train"]

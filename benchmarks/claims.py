@@ -1,0 +1,277 @@
+"""The paper's claims about distillation and fine-tuning, at small scale.
+
+  python -m benchmarks.claims [--runs=runs/small_scale]
+
+Reads the comparisons of `gin/experiments/small_scale/`, as far as they are
+there, and writes
+
+  results/distill/, results/finetune/   one JSON a run, with its seed and curve;
+                                        tables and pictures beside the paper's
+  results/claims.json                   each claim: the paper's figures, ours
+
+A claim holds if it does with a probability of 95 % for runs like these: by
+Student's distribution for differences between runs of one seed. If the opposite
+does, it does not hold; else it cannot be told at this scale.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.record import ROOT  # noqa: E402
+from switch_mtf.training import report  # noqa: E402
+
+PRETRAINING = "distillation"
+TASKS = ("acceptability", "sentiment", "closed_book")
+# One-sided 95 % of Student's distribution, by degrees of freedom.
+STUDENT_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132}
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told at this scale"
+# The paper's Table 6 and 7: neg. log perplexity.
+PAPER = {
+    "dense": -1.636, "switch_e16": -1.444, "distilled": -1.631,
+    "distilled_init": -1.598, "distilled_init_mix": -1.580, "init": -1.639}
+TEACHER_OF = {"distilled": "switch_e16", "distilled_init": "switch_e16",
+              "distilled_init_mix": "switch_e16", "init": "switch_e16",
+              "from_e4": "switch_e4", "from_e64": "switch_e64"}
+
+# Model -> a figure for each seed.
+Figures = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """Something that the paper says.
+
+  Attributes:
+    text: in words.
+    where: table of the paper.
+    paper: its figures, in words.
+    figure: what is to be positive, one for each seed.
+    needs: models that it is about.
+  """
+
+  text: str
+  where: str
+  paper: str
+  figure: Callable[[Figures], np.ndarray]
+  needs: tuple[str, ...]
+
+
+def share(figures: Figures, student: str) -> np.ndarray:
+  """What a student keeps of its teacher's gain over the dense model."""
+  gain = figures[TEACHER_OF[student]] - figures["dense"]
+  return (figures[student] - figures["dense"]) / gain
+
+
+DISTILLATION = (
+    Claim("distilling helps", "Table 6", "-1.631 against -1.636",
+          lambda f: f["distilled"] - f["dense"], ("distilled", "dense")),
+    Claim("the teacher's non-expert weights help", "Table 6",
+          "-1.598 against -1.631",
+          lambda f: f["distilled_init"] - f["distilled"],
+          ("distilled_init", "distilled")),
+    Claim("mixing in 0.75 of the hard loss helps", "Table 6",
+          "-1.580 against -1.598",
+          lambda f: f["distilled_init_mix"] - f["distilled_init"],
+          ("distilled_init_mix", "distilled_init")),
+    Claim("it is not the teacher's weights alone that help", "Table 6",
+          "-1.580 against -1.639",
+          lambda f: f["distilled_init_mix"] - f["init"],
+          ("distilled_init_mix", "init")),
+    Claim("of a small teacher's gain a student keeps more than of a large's",
+          "Table 7", "37 % of 1.1B parameters, 28 % of 14.7B",
+          lambda f: share(f, "from_e4") - share(f, "from_e64"),
+          ("dense", "switch_e4", "switch_e64", "from_e4", "from_e64")),
+)
+# About 30 %: within 20 to 40.
+SHARE = Claim(
+    "a student keeps about 30 % of its teacher's gain", "Tables 6 and 7",
+    "27 to 37 %", lambda f: share(f, "distilled_init_mix"),
+    ("dense", "switch_e16", "distilled_init_mix"))
+SHARE_RANGE = (0.2, 0.4)
+
+FINE_TUNING = (
+    Claim("a Switch model is better than its dense twin after fine-tuning",
+          "Tables 4 and 5", "GLUE 85.2 against 82.9",
+          lambda f: f["switch_d01_ed04"] - f["dense_d01"],
+          ("switch_d01_ed04", "dense_d01")),
+    Claim("dropout of 0.4 in the experts alone helps", "Table 4",
+          "GLUE 85.2 against 84.7, CNNDM 19.6 against 19.1",
+          lambda f: f["switch_d01_ed04"] - f["switch_d01"],
+          ("switch_d01_ed04", "switch_d01")),
+    Claim("dropout of 0.3 everywhere is worse than 0.1", "Table 4",
+          "GLUE 83.9 against 84.7, SuperGLUE 70.7 against 73.0",
+          lambda f: f["switch_d01"] - f["switch_d03"],
+          ("switch_d01", "switch_d03")),
+    Claim("a tuned teacher's student is better than a tuned dense model",
+          "Table 8", "SuperGLUE 76.6 against 74.6",
+          lambda f: f["distilled"] - f["dense_d01"],
+          ("distilled", "dense_d01")),
+)
+
+
+def margin(values: np.ndarray) -> float:
+  """Half of the interval that has the mean with 90 %, either side with 95 %."""
+  return (STUDENT_95[len(values) - 1] * float(np.std(values, ddof=1))
+          / math.sqrt(len(values)))
+
+
+def judge(values: np.ndarray) -> str:
+  """Whether what the values are drawn from is positive in the mean."""
+  if len(values) < 2:
+    return OPEN
+  mean, half = float(np.mean(values)), margin(values)
+  return HOLDS if mean > half else FAILS if mean < -half else OPEN
+
+
+def judge_range(values: np.ndarray, low: float, high: float) -> str:
+  """Whether their mean lies in a range."""
+  if len(values) < 2:
+    return OPEN
+  mean, half = float(np.mean(values)), margin(values)
+  if low <= mean - half and mean + half <= high:
+    return HOLDS
+  return FAILS if mean + half < low or mean - half > high else OPEN
+
+
+def judged(claim: Claim, figures: Figures, **also: Any) -> dict[str, Any]:
+  """One entry of claims.json."""
+  values = claim.figure(figures)
+  verdict = (judge_range(values, *SHARE_RANGE) if claim is SHARE
+             else judge(values))
+  return {**also, "claim": claim.text, "where": claim.where,
+          "paper": claim.paper, "ours": values.tolist(),
+          "mean": float(np.mean(values)),
+          "margin": margin(values) if len(values) > 1 else None,
+          "verdict": verdict}
+
+
+def read(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
+  """The finished runs of a comparison: (model, seed) -> what they left."""
+  found = {}
+  for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+    model, _, seed = name.rpartition("_seed")
+    if model and os.path.exists(os.path.join(folder, name, "finished.json")):
+      found[model, int(seed)] = report.read_run(folder, model, int(seed))
+  return found
+
+
+def figures_of(runs: Mapping[tuple[str, int], dict[str, Any]]) -> Figures:
+  """Model -> quality, of the models that were run with all seeds."""
+  seeds = sorted({seed for _, seed in runs})
+  measure = report.measure_of(runs.values())
+  return {
+      model: np.array([
+          report.quality(runs[model, seed]["validation"], measure)
+          for seed in seeds])
+      for model in dict.fromkeys(model for model, _ in runs)
+      if all((model, seed) in runs for seed in seeds)}
+
+
+def write_runs(runs: Mapping[tuple[str, int], dict[str, Any]], folder: str,
+               prefix: str = "") -> None:
+  """Writes one JSON a run."""
+  os.makedirs(folder, exist_ok=True)
+  measure = report.measure_of(runs.values())
+  for (model, seed), run in runs.items():
+    with open(os.path.join(folder, f"{prefix}{model}_seed{seed}.json"),
+              "w") as f:
+      json.dump({
+          "model": model, "seed": seed, "measure": measure,
+          "quality": report.quality(run["validation"], measure),
+          "curve": [[r["step"], r[measure]] for r in run["validation"]],
+          "parameters": run["parameters"],
+          "choices": run["choices"].splitlines()}, f, indent=1)
+      f.write("\n")
+
+
+def table(figures: Figures, paper: Mapping[str, float]) -> str:
+  """A row a model: mean, range over the seeds, the paper's figure."""
+  lines = ["| | ours, mean | ours, by seed | paper |", "|---|--:|---|--:|"]
+  for model, values in figures.items():
+    by_seed = ", ".join(f"{value:.3f}" for value in values)
+    lines.append(f"| {model} | {np.mean(values):.3f} | {by_seed} | "
+                 f"{paper.get(model, '')} |")
+  return "\n".join(lines) + "\n"
+
+
+def draw(figures: Figures, title: str, label: str, path: str) -> None:
+  """A bar a model, with a point for each seed."""
+  figure, axes = plt.subplots(figsize=(9, 0.45 * len(figures) + 1.4))
+  for place, values in enumerate(figures.values()):
+    axes.plot([np.mean(values)], [place], "o", color="#c44e52")
+    axes.plot(values, [place] * len(values), "|", color="#4c72b0",
+              markersize=14)
+  axes.set(yticks=range(len(figures)), yticklabels=list(figures), title=title,
+           xlabel=label)
+  axes.invert_yaxis()
+  axes.grid(alpha=0.3)
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def write_all(runs_folder: str, results: str) -> list[dict[str, Any]]:
+  """Writes what there is; returns the claims.
+
+  Args:
+    runs_folder: with a folder for each comparison.
+    results: where to write.
+  """
+  claims = []
+  todo = [(PRETRAINING, "distill", "", (*DISTILLATION, SHARE), PAPER)]
+  todo += [(task, "finetune", f"{task}_", FINE_TUNING, {}) for task in TASKS]
+  for name, folder, prefix, about, paper in todo:
+    runs = read(os.path.join(runs_folder, name))
+    if not runs:
+      continue
+    folder = os.path.join(results, folder)
+    write_runs(runs, folder, prefix)
+    figures = figures_of(runs)
+    words, unit = report.MEASURES[report.measure_of(runs.values())]
+    draw(figures, name.replace("_", " "), f"{words} ({unit})",
+         os.path.join(folder, f"{name}.png"))
+    with open(os.path.join(folder, f"{name}.md"), "w") as f:
+      f.write(table(figures, paper))
+    claims += [judged(claim, figures, on=name) for claim in about
+               if set(claim.needs) <= figures.keys()]
+  with open(os.path.join(results, "claims.json"), "w") as f:
+    json.dump(claims, f, indent=1)
+    f.write("\n")
+  return claims
+
+
+def main() -> int:
+  """Prints a line a claim."""
+  parser = argparse.ArgumentParser(
+      prog="python -m benchmarks.claims", description=__doc__.split("\n")[0])
+  parser.add_argument("--runs", default="runs/small_scale",
+                      help="folder of the comparisons (default: %(default)s)")
+  arguments = parser.parse_args()
+  claims = write_all(arguments.runs, os.path.join(ROOT, "results"))
+  if not claims:
+    print("claims: a comparison must have been run, with "
+          f"runs={arguments.runs}. Begin with gin/experiments/small_scale/"
+          "distillation.gin, or set --runs.", file=sys.stderr)
+    return 2
+  for claim in claims:
+    half = claim["margin"]
+    print(f"{claim['on']}: {claim['claim']}: {claim['mean']:.4f}"
+          f"{f' +- {half:.4f}' if half is not None else ''} "
+          f"(paper: {claim['paper']}): {claim['verdict']}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

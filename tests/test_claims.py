@@ -1,0 +1,74 @@
+"""The paper's claims at small scale: figures and verdicts by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import claims
+
+
+def test_interval_by_hand():
+  # 1, 2, 3: deviation 1, so that half the interval is 2.920 / sqrt(3) = 1.686.
+  assert claims.margin(np.array([1.0, 2.0, 3.0])) == pytest.approx(
+      1.6859, abs=1e-4)
+
+
+@pytest.mark.parametrize("values, verdict", [
+    ([1.0, 2.0, 3.0], claims.HOLDS), ([-1.0, -2.0, -3.0], claims.FAILS),
+    ([0.5, 1.5, 2.5], claims.OPEN), ([5.0], claims.OPEN)])
+def test_a_claim_is_judged_by_its_interval(values, verdict):
+  # Means of 2 and 1.5 against 1.686; one run says nothing.
+  assert claims.judge(np.array(values)) == verdict
+
+
+@pytest.mark.parametrize("values, verdict", [
+    ([0.29, 0.30, 0.31], claims.HOLDS), ([0.1, 0.3, 0.5], claims.OPEN),
+    ([0.7, 0.71, 0.72], claims.FAILS), ([0.01, 0.02, 0.03], claims.FAILS)])
+def test_a_share_is_judged_by_a_range(values, verdict):
+  assert claims.judge_range(np.array(values), 0.2, 0.4) == verdict
+
+
+def test_share_of_the_papers_own_figures():
+  figures = {model: np.array([value]) for model, value in claims.PAPER.items()}
+  assert claims.share(figures, "distilled_init_mix") == pytest.approx(
+      0.29, abs=0.005)
+  for claim in claims.DISTILLATION[:4]:
+    assert claim.figure(figures) > 0
+
+
+def finished_run(folder, name, values, measure="neg_log_perplexity"):
+  """What a run leaves behind, as far as claims read it."""
+  return {"validation": [{"step": step, measure: value}
+                         for step, value in enumerate(values, 1)],
+          "parameters": 5, "choices": "a = 1", "train": []}
+
+
+def test_everything_is_written(tmp_path, monkeypatch):
+  quality = {"dense": -3.0, "switch_e16": -2.0, "distilled": -2.9,
+             "distilled_init": -2.8, "distilled_init_mix": -2.7, "init": -3.0}
+  runs = {(model, seed): finished_run(
+      tmp_path, model, [-9.0, value + 0.01 * seed * len(model)])
+      for model, value in quality.items() for seed in range(3)}
+  monkeypatch.setattr(
+      claims, "read", lambda folder: runs if "distillation" in folder else {})
+  found = {claim["claim"]: claim
+           for claim in claims.write_all("runs", str(tmp_path))}
+  # No claim about the teachers that were not trained.
+  assert len(found) == 5
+  assert all(claim["verdict"] == claims.HOLDS for claim in list(
+      found.values())[:2])
+  one = json.loads((tmp_path / "distill/dense_seed1.json").read_text())
+  assert one["quality"] == pytest.approx(-2.95)
+  assert one["curve"] == [[1, -9.0], [2, pytest.approx(-2.95)]]
+  assert (tmp_path / "distill/distillation.png").exists()
+  assert "| switch_e16 | -1.900 | -2.000, -1.900, -1.800 | -1.444 |" in (
+      tmp_path / "distill/distillation.md").read_text()
+  assert json.loads((tmp_path / "claims.json").read_text()) == list(
+      found.values())
+
+
+def test_models_that_lack_a_seed_are_left_out():
+  runs = {("dense", seed): finished_run("", "", [1.0]) for seed in (0, 1)}
+  runs["switch_e16", 0] = finished_run("", "", [2.0])
+  assert list(claims.figures_of(runs)) == ["dense"]

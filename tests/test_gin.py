@@ -1,6 +1,7 @@
 """gin files: each parses, stands in the right folder, and names what exists."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ from conftest import ROOT, T5_GIN
 from mesh_tensorflow.transformer import utils
 
 import tasks  # noqa: F401
-from benchmarks.gin_files import experiments
+from benchmarks.gin_files import error_of, experiments, rows
 from switch_mtf import gin_files
 
 pytestmark = pytest.mark.usefixtures("clean_gin")
@@ -27,6 +28,20 @@ ASKED = ("init_checkpoint", "input_filename", "output_filename",
          "inputs_filename", "targets_filename", "scores_filename",
          "export_path")
 EXPERIMENTS = experiments()
+
+
+def test_each_row_was_built():
+  # By `python -m benchmarks.gin_files`; --resume adds those that are new.
+  found = {group["name"]: group["measurements"] for group in json.loads(
+      (ROOT / "results/planning/gin_files.json").read_text())["groups"]}
+  expected = {row.name: row for row in rows()}
+  assert found.keys() == expected.keys()
+  for name, row in expected.items():
+    assert error_of(found[name]) is None
+    trains = row.small and not found[name]["plan"]["compares"]
+    assert ("run" in found[name]) == trains
+  assert all(f"| `{name}` |" in (
+      ROOT / "results/planning/gin_files.md").read_text() for name in expected)
 
 
 def parse(path):

@@ -59,7 +59,7 @@ def logit_cache(
     if fill:
       raise ValueError(
           "logit_cache: a run that fills the cache must have one, with "
-          "directory=None. Set logit_store.directory.")
+          "directory=None. Set logit_cache.directory.")
     return None
   return Logits(LogitStore(directory), top_k, fill)
 

@@ -71,22 +71,18 @@ def compare(
     raise ValueError(
         "compare: --model_dir must be a folder of this machine, with "
         f"model_dir={model_dir}. Choose another --model_dir.")
-  jobs = [(name, seed) for seed in seeds for name in models]
   start = time.time()
+  jobs = [(name, seed) for seed in seeds for name in models]
   waiting, needs = {}, {}
   for number, (name, seed) in enumerate(jobs, start=1):
     directory = run_dir(model_dir, name, seed)
-    places = {binding: _parts(place, seed)
-              for binding, place in from_runs.get(name, {}).items()}
-    command = _command(models[name], directory, [
-        *params, f"seed = {seed}",
-        *(f"{binding} = {os.path.normpath(os.path.join(model_dir, *parts))!r}"
-          for binding, parts in places.items())])
+    used, needed = _used(model_dir, from_runs.get(name, {}), seed)
+    command = _command(
+        models[name], directory, [*params, f"seed = {seed}", *used])
     if not _is_finished(directory, command):
       waiting[directory] = (
           command, f"[{number}/{len(jobs)}] {name}, seed {seed}")
-      needs[directory] = {os.path.join(model_dir, *parts[:2])
-                          for parts in places.values()}
+      needs[directory] = needed
   for directories in _in_turns(needs, at_once):
     _run({directory: waiting[directory] for directory in directories})
   print(f"{len(waiting)} runs in {duration(time.time() - start)}."
@@ -99,6 +95,16 @@ def compare(
 def run_dir(model_dir: str, name: str, seed: int) -> str:
   """Where one run of a comparison is kept."""
   return os.path.join(model_dir, f"{name}_seed{seed}")
+
+
+def _used(
+    model_dir: str, places: Mapping[str, str], seed: int
+) -> tuple[list[str], set[str]]:
+  """What a run uses of others: the bindings, and the others' folders."""
+  parts = {name: _parts(place, seed) for name, place in places.items()}
+  return ([f"{name} = {os.path.normpath(os.path.join(model_dir, *of))!r}"
+           for name, of in parts.items()],
+          {os.path.join(model_dir, *of[:2]) for of in parts.values()})
 
 
 def _parts(place: str, seed: int) -> tuple[str, str, str]:

@@ -105,6 +105,8 @@ def test_student_is_evaluated_without_its_teacher(teacher, tmp_path):
           "--gin_file=gin/runs/perplexity_eval.gin",
           "--gin_param=perplexity_eval_steps = 1")
   assert metrics.read(str(tmp_path / "student"), "eval")
+  speed, = metrics.read(str(tmp_path / "student"), "eval_speed")[-1:]
+  assert speed["step"] == 4 and speed["tokens_per_second"] > 0
 
 
 # T5's evaluation wants tasks that have lengths of their own.

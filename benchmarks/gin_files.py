@@ -8,7 +8,7 @@ that it is for. Each is planned at its full size. Files of `gin/runs/` are in
 the experiments, or stand on top of a run (`tests/test_run_t5.py`).
 
 Writes `results/planning/gin_files.json` and, of it, a table of what the rows
-cost. Half an hour or more on two cores, two rows at a time.
+cost. An hour on two cores, two rows at a time.
 """
 
 import argparse

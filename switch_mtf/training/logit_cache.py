@@ -70,13 +70,14 @@ class Logits:
   Attributes:
     store: that is read or filled.
     fill: whether it is filled.
+    top_k: how many logits of a token are kept then; all if None.
   """
 
   def __init__(self, store: LogitStore, top_k: int | None, fill: bool):
     """See `logit_cache`."""
     self.store = store
     self.fill = fill
-    self._top_k = top_k
+    self.top_k = top_k
     self._shapes: tuple[int, int, int] | None = None
 
   def start(self, checkpoint: str) -> None:
@@ -95,11 +96,11 @@ class Logits:
     if not self.fill:
       self.store.open(**of_run)
       return
-    if self._top_k is not None and self._top_k > vocab:
+    if self.top_k is not None and self.top_k > vocab:
       raise ValueError(
-          "logit_cache: no more logits can be kept than there are, with "
-          f"top_k={self._top_k}, vocabulary={vocab}. Set logit_cache.top_k.")
-    self.store.start(About(**of_run, top_k=self._top_k))
+          "logit_cache: top_k must be at most the logits that there are, with "
+          f"top_k={self.top_k}, vocabulary={vocab}. Set logit_cache.top_k.")
+    self.store.start(About(**of_run, top_k=self.top_k))
 
   def read(
       self, inputs: mtf.Tensor, targets: mtf.Tensor, vocab_dim: mtf.Dimension
@@ -216,9 +217,10 @@ def fill_logit_cache(
     **kwargs: passed on.
   """
   checkpoint = find_teacher().trained()
-  store = logit_cache().store
-  if store.exists:
-    store.open(**_of_run(checkpoint))
+  logits = logit_cache()
+  store = logits.store
+  if store.exists:  # before it is found to be full
+    store.open(**_of_run(checkpoint), top_k=logits.top_k)
   reader = _Evaluation(estimator, checkpoint, store.steps,
                        kwargs.get("seen_data_init_step", 0))
   utils.train_model(

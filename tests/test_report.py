@@ -49,6 +49,12 @@ def test_a_run_that_was_scored_is_judged_by_its_best_step(tmp_path):
   assert "better than dense by 1.5000 points" in report.verdict(result)
 
 
+def test_a_run_that_was_not_evaluated_is_named(tmp_path):
+  with pytest.raises(ValueError, match=(
+      f"report: a run must have been evaluated, with model_dir={tmp_path}")):
+    report._validation(str(tmp_path), [])
+
+
 def test_verdict_says_when_the_switch_model_is_worse():
   result = report.summarize(
       runs([-4.0], [-4.25]), ["dense", "switch"], [0])

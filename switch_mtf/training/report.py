@@ -90,6 +90,11 @@ def _validation(
     whole = min((r["name"] for r in evaluations), key=len)
     return [r for r in evaluations if r["name"] == whole]
   tasks = best.scores(directory).values()
+  if not tasks:
+    raise ValueError(
+        "report: a run must have been evaluated, with "
+        f"model_dir={directory}, evaluations=0. Set train_then.phases to "
+        "['gin/runs/perplexity_eval.gin'] or ['gin/runs/task_metrics.gin'].")
   return [{"step": step, SCORE: float(np.mean(
       [value for task in tasks for value in task[step].values()]))}
           for step in sorted(set.intersection(*map(set, tasks)))]

@@ -225,7 +225,6 @@ def main() -> int:
   todo = [row for row in rows() if record.find(0, row.name) is None]
   begun = time.perf_counter()
   for count, (row, found) in enumerate(_done(todo), 1):
-    found["commit"] = record.data["machine"]["commit"]
     record.add(0, row.name, os.getloadavg()[0], found)
     seconds = time.perf_counter() - begun
     left = seconds / count * (len(todo) - count)
@@ -235,7 +234,10 @@ def main() -> int:
   wrong = [g["name"] for g in groups if error_of(g["measurements"])]
   ran = sum("run" in g["measurements"] for g in groups)
   record.finish([{"rows": len(groups), "trained": ran, "wrong": wrong,
-                  "seconds": time.perf_counter() - begun}])
+                  "seconds_of_rows": sum(
+                      part.get("seconds", 0.0) for g in groups
+                      for part in g["measurements"].values()
+                      if isinstance(part, dict))}])
   with open(os.path.join(FOLDER, f"{NAME}.md"), "w") as f:
     f.write(table(groups))
   print(f"{NAME}: {len(groups)} graphs built, {ran} trained for two steps, "

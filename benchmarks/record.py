@@ -72,8 +72,8 @@ class Record:
       suite: its name.
       options: of the suite.
       resume: whether to go on.
-      same_commit: whether the one on disk must be of this commit. If not, each
-        group says of which it is.
+      same_commit: whether the one on disk must be of this commit. If not, its
+        groups note of which they are.
     """
     self.path = path
     self._same_commit = same_commit
@@ -86,6 +86,8 @@ class Record:
     with open(self.path) as f:
       old = json.load(f)
     if not self._same_commit:
+      for group in old["groups"]:
+        group.setdefault("commit", old["machine"]["commit"])
       old["machine"]["commit"] = self.data["machine"]["commit"]
     for name in ("suite", "machine", "options"):
       if old[name] != self.data[name]:

@@ -43,11 +43,6 @@ class VocabularyFile(NamedTuple):
   extra_ids: int = EXTRA_IDS
 
 
-def is_bound(vocabulary: Callable[..., VocabularyFile]) -> bool:
-  """Whether gin names the file of a vocabulary."""
-  return "path" in gin.get_bindings(vocabulary)
-
-
 class BoundVocabulary(seqio.SentencePieceVocabulary):
   """A vocabulary whose file gin names, looked up when it is first used.
 
@@ -71,7 +66,7 @@ class BoundVocabulary(seqio.SentencePieceVocabulary):
   @property
   def vocab_size(self) -> int:
     """Ids, those of sentinels included."""
-    if self._published_size and not is_bound(self._bound):
+    if self._published_size and "path" not in gin.get_bindings(self._bound):
       return self._published_size
     return super().vocab_size
 

@@ -329,3 +329,15 @@ def test_startup_shows_what_went_wrong(tmp_path):
 
 def test_ports_are_free_and_different():
   assert len(set(scale.free_ports(2))) == 2
+
+
+def test_groups_of_an_older_commit_say_so(tmp_path):
+  path = str(tmp_path / "record.json")
+  old = record.Record(path, "any", {}, resume=False)
+  old.data["machine"]["commit"] = "older"
+  old.add(0, "a", 0.0, {})
+  new = record.Record(path, "any", {}, resume=True, same_commit=False)
+  new.add(0, "b", 0.0, {})
+  assert [group.get("commit") for group in new.data["groups"]] == [
+      "older", None]
+  assert new.data["machine"] == record.machine()

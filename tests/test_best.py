@@ -133,8 +133,8 @@ def test_runs_are_read(tmp_path):
   assert "keeps 25% of the teacher's gain" in done.stdout
 
 
-def test_a_run_must_have_been_evaluated(tmp_path):
+def test_a_run_must_have_been_trained(tmp_path):
   with pytest.raises(ValueError, match=(
-      "distillation_report: the run must have been trained and evaluated, with "
-      f"model_dir={tmp_path}, checkpoint=None, evaluations=0.")):
+      "distillation_report: the run must have been trained, with "
+      f"model_dir={tmp_path}, checkpoint=None.")):
     distillation_report.read(str(tmp_path))

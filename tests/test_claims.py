@@ -1,9 +1,11 @@
 """The paper's claims at small scale: figures and verdicts by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from benchmarks import claims
 
@@ -26,7 +28,7 @@ def test_a_claim_is_judged_by_its_interval(values, verdict):
     ([0.29, 0.30, 0.31], claims.HOLDS), ([0.1, 0.3, 0.5], claims.OPEN),
     ([0.7, 0.71, 0.72], claims.FAILS), ([0.01, 0.02, 0.03], claims.FAILS)])
 def test_a_share_is_judged_by_a_range(values, verdict):
-  assert claims.judge_range(np.array(values), 0.2, 0.4) == verdict
+  assert claims.judge(np.array(values), 0.2, 0.4) == verdict
 
 
 def test_share_of_the_papers_own_figures():
@@ -35,6 +37,23 @@ def test_share_of_the_papers_own_figures():
       0.29, abs=0.005)
   for claim in claims.DISTILLATION[:4]:
     assert claim.figure(figures) > 0
+
+
+def test_a_teacher_without_a_gain_leaves_nothing_to_tell():
+  figures = {"dense": np.array([0.0, 0.0]), "switch_e16": np.array([1.0, -1.0]),
+             "distilled_init_mix": np.array([0.3, 0.3])}
+  found, = claims.judged(claims.DISTILLATION[-1:], figures, "any")
+  assert found["ours"] == [pytest.approx(0.3), None]
+  assert (found["mean"], found["verdict"]) == (None, claims.OPEN)
+
+
+def test_each_claim_is_about_models_of_the_comparisons():
+  for path, about in (("distillation", claims.DISTILLATION),
+                      ("tuning", claims.FINE_TUNING)):
+    text = (ROOT / f"gin/experiments/small_scale/{path}.gin").read_text()
+    models = re.findall(r'^    "(\w+)": "gin/', text, re.MULTILINE)
+    figures = {m: np.array([float(n), n + 1.0]) for n, m in enumerate(models)}
+    assert len(list(claims.judged(about, figures, path))) == len(about)
 
 
 def finished_run(folder, name, values, measure="neg_log_perplexity"):

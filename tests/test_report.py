@@ -38,7 +38,7 @@ def test_a_run_that_was_scored_is_judged_by_its_best_step(tmp_path):
     writer.add_summary(tf.Summary(value=[
         tf.Summary.Value(tag=f"eval/{tag}", simple_value=value)]), step)
   writer.close()
-  points = report._validation(str(tmp_path), [])
+  points = report.validation(str(tmp_path), [])
   assert points == [{"step": 1, "score": 10.0}, {"step": 2, "score": 12.5}]
   found = {(model, 0): {"validation": [{"step": 1, "score": score},
                                        {"step": 2, "score": score - 1}],
@@ -52,7 +52,7 @@ def test_a_run_that_was_scored_is_judged_by_its_best_step(tmp_path):
 def test_a_run_that_was_not_evaluated_is_named(tmp_path):
   with pytest.raises(ValueError, match=(
       f"report: a run must have been evaluated, with model_dir={tmp_path}")):
-    report._validation(str(tmp_path), [])
+    report.validation(str(tmp_path), [])
 
 
 def test_verdict_says_when_the_switch_model_is_worse():

@@ -9,6 +9,7 @@ keep all checkpoints, so that the best are among them.
 import collections
 import json
 import os
+import re
 from typing import Any
 
 import tensorflow.compat.v1 as tf
@@ -31,8 +32,8 @@ def scores(model_dir: str) -> dict[str, dict[int, dict[str, float]]]:
   for directory in tf.io.gfile.glob(os.path.join(model_dir, "*_eval")):
     for step, values in metrics.read_events(directory).items():
       for tag, value in values.items():
-        _, task, metric = tag.split("/", 2)  # eval/<task>/<metric>
-        found[task][step][metric] = value
+        if at := re.fullmatch(r"eval/([^/]+)/(.+)", tag):
+          found[at[1]][step][at[2]] = value
   return found
 
 

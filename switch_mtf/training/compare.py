@@ -67,10 +67,7 @@ def compare(
   from_runs = from_runs or {}
   _check_order(list(models), from_runs)
   model_dir = estimator.model_dir
-  if "://" in model_dir:
-    raise ValueError(
-        "compare: --model_dir must be a folder of this machine, with "
-        f"model_dir={model_dir}. Choose another --model_dir.")
+  _check_local(model_dir)
   start = time.time()
   jobs = [(name, seed) for seed in seeds for name in models]
   waiting, needs = {}, {}
@@ -79,10 +76,9 @@ def compare(
     used, needed = _used(model_dir, from_runs.get(name, {}), seed)
     command = _command(
         models[name], directory, [*params, f"seed = {seed}", *used])
+    announcement = f"[{number}/{len(jobs)}] {name}, seed {seed}"
     if not _is_finished(directory, command):
-      waiting[directory] = (
-          command, f"[{number}/{len(jobs)}] {name}, seed {seed}")
-      needs[directory] = needed
+      waiting[directory], needs[directory] = (command, announcement), needed
   for directories in _in_turns(needs, at_once):
     _run({directory: waiting[directory] for directory in directories})
   print(f"{len(waiting)} runs in {duration(time.time() - start)}."
@@ -90,6 +86,14 @@ def compare(
         f"All {len(jobs)} runs were finished: drawing the report again. "
         "Another --model_dir starts anew.", file=sys.stderr)
   print(report.write(model_dir, title, list(models), list(seeds)))
+
+
+def _check_local(model_dir: str) -> None:
+  """Raises ValueError for a model_dir on a remote file system."""
+  if "://" in model_dir:
+    raise ValueError(
+        "compare: --model_dir must be a folder of this machine, with "
+        f"model_dir={model_dir}. Choose another --model_dir.")
 
 
 def run_dir(model_dir: str, name: str, seed: int) -> str:

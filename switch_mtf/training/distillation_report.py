@@ -5,7 +5,7 @@
 
 Reads what the three runs left behind. Their quality is the last neg. log
 perplexity of the validation split, where `gin/runs/perplexity_eval.gin` has
-measured it, else the best score of the task (`best.json`).
+measured it, else the best score of the task, as in `report.py`.
 """
 
 import argparse
@@ -14,10 +14,9 @@ import json
 import os
 import sys
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.training import best, metrics
+from switch_mtf.training import best, metrics, report
 
 ROLES = ("teacher", "student", "baseline")
 
@@ -28,7 +27,7 @@ class Trained:
 
   Attributes:
     model_dir: of the run.
-    measure: what quality is of: "neg_log_perplexity" or tasks.
+    measure: what quality is of: "neg_log_perplexity", or the tasks' names.
     quality: more is better.
     parameters: weights, without the optimizer's.
     tokens_per_second: of the forward pass in evaluation; None if no evaluation
@@ -51,28 +50,18 @@ def read(model_dir: str) -> Trained:
   Raises:
     ValueError: if it has no checkpoint, or was never evaluated.
   """
-  checkpoint = tf.train.latest_checkpoint(model_dir)
-  evaluations = metrics.read(model_dir, "eval")
-  tasks = best.best(model_dir)
-  if checkpoint is None or not (evaluations or tasks):
+  if tf.train.latest_checkpoint(model_dir) is None:
     raise ValueError(
-        "distillation_report: the run must have been trained and evaluated, "
-        f"with model_dir={model_dir}, checkpoint={checkpoint}, evaluations="
-        f"{len(evaluations) + len(tasks)}. Run it with gin/runs/"
-        "perplexity_eval.gin or gin/runs/task_metrics.gin.")
-  if evaluations:
-    whole = min((r["name"] for r in evaluations), key=len)  # not a part of it
-    measure = "neg_log_perplexity"
-    quality = [r[measure] for r in evaluations if r["name"] == whole][-1]
-  else:
-    measure = "+".join(tasks)
-    quality = float(np.mean([at["score"] for at in tasks.values()]))
+        "distillation_report: the run must have been trained, with "
+        f"model_dir={model_dir}, checkpoint=None. Give the model_dir of a run.")
+  found = report.validation(model_dir, metrics.read(model_dir, "eval"))
+  measure = report.LOSS if report.LOSS in found[-1] else report.SCORE
+  judged_by = ([measure] if measure == report.LOSS
+               else sorted(best.scores(model_dir)))
   speeds = metrics.read(model_dir, "eval_speed")
   return Trained(
-      model_dir, measure, quality,
-      sum(int(np.prod(shape))
-          for name, shape in tf.train.list_variables(checkpoint)
-          if "_slot_" not in name and name != "global_step"),
+      model_dir, "+".join(judged_by), report.quality(found, measure),
+      report.count_parameters(model_dir),
       speeds[-1]["tokens_per_second"] if speeds else None)
 
 

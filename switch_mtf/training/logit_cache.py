@@ -189,15 +189,9 @@ def _rows(ids: np.ndarray) -> np.ndarray:
 @gin.configurable
 def fill_logit_cache(
     estimator: Any,
-    vocabulary: Any,
-    sequence_length: dict[str, int],
-    batch_size: int,
-    train_dataset_fn: Callable[..., tf.data.Dataset],
-    train_steps: int,
-    ensemble_inputs: int | None,
-    *,
+    *arguments: Any,
     find_teacher: Callable[[], Any] = gin.REQUIRED,
-    **kwargs,
+    **kwargs: Any,
 ) -> None:
   """A `train_model_fn` that writes a teacher's logits in place of training.
 
@@ -205,16 +199,10 @@ def fill_logit_cache(
   stopped.
 
   Args:
-    estimator: see `mesh_tensorflow.transformer.utils.train_model`, like all
-      arguments but `find_teacher`.
-    vocabulary: passed on.
-    sequence_length: passed on.
-    batch_size: passed on.
-    train_dataset_fn: passed on.
-    train_steps: the last step.
-    ensemble_inputs: passed on.
+    estimator: of the run.
+    *arguments: see `mesh_tensorflow.transformer.utils.train_model`.
     find_teacher: `distill_from`.
-    **kwargs: passed on.
+    **kwargs: as `arguments`.
   """
   checkpoint = find_teacher().trained()
   logits = logit_cache()
@@ -223,9 +211,7 @@ def fill_logit_cache(
     store.open(**_of_run(checkpoint), top_k=logits.top_k)
   reader = _Evaluation(estimator, checkpoint, store.steps,
                        kwargs.get("seen_data_init_step", 0))
-  utils.train_model(
-      reader, vocabulary, sequence_length, batch_size, train_dataset_fn,
-      train_steps, ensemble_inputs, **kwargs)
+  utils.train_model(reader, *arguments, **kwargs)
   print(f"logit_cache: {store.directory} is filled", file=sys.stderr)
 
 

@@ -4,8 +4,8 @@ Everything comes from what the runs left behind (`metrics.jsonl`, `blanks.json`,
 `operative_config.gin`, task metrics), so it can be drawn again at any time.
 
 A run is judged by its loss on the validation split, at the last step, or, where
-only tasks were scored, by the mean of their metrics at the best step, as the
-paper judges fine-tuning.
+only tasks were scored, by the mean of their metrics at the step that is best
+for all of them together. `best.py` has each task's own best step.
 """
 
 import json
@@ -76,15 +76,27 @@ def read_run(model_dir: str, model: str, seed: int) -> dict[str, Any]:
       "directory": directory,
       "train": metrics.read(directory, "train"),
       "eval": evaluations,
-      "validation": _validation(directory, evaluations),
-      "parameters": _count_parameters(directory),
+      "validation": validation(directory, evaluations),
+      "parameters": count_parameters(directory),
       "choices": _choices(directory),
       "blanks": found}
 
 
-def _validation(
+def validation(
     directory: str, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """The figures that a run is judged by: "step", and LOSS or SCORE."""
+  """The figures that a run is judged by, in the order of their steps.
+
+  Args:
+    directory: of the run.
+    evaluations: of its losses, by `metrics.read`.
+
+  Returns:
+    Records of "step" and LOSS or, of a run whose losses were not evaluated,
+      SCORE: the mean over its tasks of each one's metrics.
+
+  Raises:
+    ValueError: if it was not evaluated at all.
+  """
   if evaluations:
     # The shortest name is the whole validation split, longer ones its parts.
     whole = min((r["name"] for r in evaluations), key=len)
@@ -96,11 +108,11 @@ def _validation(
         f"model_dir={directory}, evaluations=0. Set train_then.phases to "
         "['gin/runs/perplexity_eval.gin'] or ['gin/runs/task_metrics.gin'].")
   return [{"step": step, SCORE: float(np.mean(
-      [value for task in tasks for value in task[step].values()]))}
+      [np.mean(list(task[step].values())) for task in tasks]))}
           for step in sorted(set.intersection(*map(set, tasks)))]
 
 
-def _count_parameters(directory: str) -> int:
+def count_parameters(directory: str) -> int:
   """Weights in the last checkpoint, without the optimizer's."""
   shapes = tf.train.list_variables(tf.train.latest_checkpoint(directory))
   return sum(int(np.prod(shape)) for name, shape in shapes
@@ -156,9 +168,14 @@ def measure_of(runs: Iterable[dict[str, Any]]) -> str:
   return LOSS if all(LOSS in run["validation"][-1] for run in runs) else SCORE
 
 
-def quality(validation: list[dict[str, Any]], measure: str) -> float:
-  """The loss at the last step, or the best score."""
-  found = [r[measure] for r in validation]
+def quality(records: list[dict[str, Any]], measure: str) -> float:
+  """What `validation` comes to: the loss at the last step, or the best score.
+
+  Args:
+    records: of a run.
+    measure: LOSS or SCORE.
+  """
+  found = [r[measure] for r in records]
   return found[-1] if measure == LOSS else max(found)
 
 

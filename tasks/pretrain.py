@@ -75,6 +75,7 @@ def add_span_corruption(
     source: seqio.DataSource,
     vocabulary: seqio.Vocabulary,
     only_source: str | None = None,
+    **objective: float,
 ) -> None:
   """Registers a task with the steps of T5's `c4_v220_span_corruption`.
 
@@ -86,6 +87,7 @@ def add_span_corruption(
     source: gives examples with a feature "text".
     vocabulary: for inputs and targets.
     only_source: if set, keep passages of this source alone.
+    **objective: of T5's `span_corruption`, where it is not as T5 has it.
   """
   first = ([functools.partial(keep_source, source=only_source)]
            if only_source else [])
@@ -95,7 +97,7 @@ def add_span_corruption(
           preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
       seqio.preprocessors.tokenize,
       seqio.CacheDatasetPlaceholder(),
-      preprocessors.span_corruption,
+      functools.partial(preprocessors.span_corruption, **objective),
       seqio.preprocessors.append_eos_after_trim,
       add_targets_to_compare,
   ]
@@ -144,6 +146,12 @@ add_corpus(
     "mixed_english", mixed.mixed_english,
     {"": vocabularies.T5, "_4k": vocabularies.SMALL_4K},
     mixed.SOURCES)
+# More to learn from a batch, for comparisons of small models: one blank, which half
+# of the text is behind.
+add_span_corruption(
+    "mixed_english_half_corrupted_1k", mixed.mixed_english(),
+    vocabularies.SMALL_1K, noise_density=0.5,
+    mean_noise_span_length=24)
 add_span_corruption(
     "local_text_span_corruption", local_text.local_text_source(),
     local_text.LocalVocabulary())

@@ -146,12 +146,13 @@ add_corpus(
     "mixed_english", mixed.mixed_english,
     {"": vocabularies.T5, "_4k": vocabularies.SMALL_4K},
     mixed.SOURCES)
-# More to learn from a batch, for comparisons of small models: one blank, which half
-# of the text is behind.
-add_span_corruption(
-    "mixed_english_half_corrupted_1k", mixed.mixed_english(),
-    vocabularies.SMALL_1K, noise_density=0.5,
-    mean_noise_span_length=24)
+# More to learn from a batch, for comparisons of small models: one blank, of half
+# the text.
+for _suffix, _vocabulary in (
+    ("1k", vocabularies.SMALL_1K), ("4k", vocabularies.SMALL_4K)):
+  add_span_corruption(
+      f"mixed_english_half_corrupted_{_suffix}", mixed.mixed_english(),
+      _vocabulary, noise_density=0.5, mean_noise_span_length=24)
 add_span_corruption(
     "local_text_span_corruption", local_text.local_text_source(),
     local_text.LocalVocabulary())

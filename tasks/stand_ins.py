@@ -35,8 +35,7 @@ from tasks.stand_in_data import (
     read_examples,
 )
 
-VOCABULARIES = {"": vocabularies.T5, "_1k": vocabularies.SMALL_1K,
-                "_4k": vocabularies.SMALL_4K}
+VOCABULARIES = {"": vocabularies.T5, "_4k": vocabularies.SMALL_4K}
 # As GLUE's CoLA and SST-2 have them.
 ACCEPTABILITY_LABELS = ("unacceptable", "acceptable")
 SENTIMENT_LABELS = ("negative", "positive")

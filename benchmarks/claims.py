@@ -30,9 +30,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.record import ROOT  # noqa: E402
-from switch_mtf.training import report  # noqa: E402
+from switch_mtf.training import best, report  # noqa: E402
 
-PRETRAINING = "distillation"
 # One-sided 95 % of Student's distribution, by degrees of freedom.
 STUDENT_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132}
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told at this scale"
@@ -42,13 +41,10 @@ PAPER = {
     "distilled_init": -1.598, "distilled_init_mix": -1.580, "init": -1.639,
     "switch_e4": -1.505, "switch_e64": -1.427, "from_e4": -1.587,
     "from_e64": -1.578}
-# Table 4: GLUE, to which acceptability and sentiment belong; Table 5: TriviaQA,
-# which was tuned with one dropout only.
-GLUE = {
+# Table 4: GLUE.
+PAPER_TUNED = {
     "dense_d01": 82.9, "switch_d01": 84.7, "switch_d02": 84.4,
     "switch_d03": 83.9, "switch_d01_ed04": 85.2}
-PAPER_TUNED = {"acceptability": GLUE, "sentiment": GLUE,
-               "closed_book": {"dense_d01": 24.5, "switch_d01_ed04": 30.7}}
 TEACHER_OF = {"distilled": "switch_e16", "distilled_init": "switch_e16",
               "distilled_init_mix": "switch_e16", "init": "switch_e16",
               "from_e4": "switch_e4", "from_e64": "switch_e64"}
@@ -151,7 +147,7 @@ def judge(values: np.ndarray, low: float = 0.0, high: float = math.inf) -> str:
 
 
 def judged(
-    claims: Sequence[Claim], figures: Figures, comparison: str
+    claims: Sequence[Claim], figures: Figures, measure: str
 ) -> Iterator[dict[str, Any]]:
   """Entries of claims.json, of those whose models were all run."""
   for claim in claims:
@@ -160,7 +156,7 @@ def judged(
     except KeyError:
       continue
     known = np.isfinite(values).all()
-    yield {"on": comparison, "claim": claim.text, "where": claim.where,
+    yield {"by": measure, "claim": claim.text, "where": claim.where,
            "paper": claim.paper,
            "ours": [v if math.isfinite(v) else None for v in values.tolist()],
            "mean": float(np.mean(values)) if known else None,
@@ -173,35 +169,53 @@ def read(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
   found = {}
   for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
     model, _, seed = name.rpartition("_seed")
-    if model and os.path.exists(os.path.join(folder, name, "finished.json")):
-      found[model, int(seed)] = report.read_run(folder, model, int(seed))
+    directory = os.path.join(folder, name)
+    if model and os.path.exists(os.path.join(directory, "finished.json")):
+      found[model, int(seed)] = {
+          **report.read_run(folder, model, int(seed)),
+          "best": best.best(directory)}
   return found
 
 
-def figures_of(runs: Mapping[tuple[str, int], dict[str, Any]]) -> Figures:
-  """Model -> quality, of the models that were run with all seeds."""
+def figures_of(runs: Mapping[tuple[str, int], dict[str, Any]]
+               ) -> dict[str, Figures]:
+  """What models are compared by, of those that were run with all seeds.
+
+  Returns:
+    In words, with the unit -> model -> a figure for each seed: the loss or, of
+      runs whose tasks were scored, the mean over the tasks, and each task's own
+      best.
+  """
   seeds = sorted({seed for _, seed in runs})
   measure = report.measure_of(runs.values())
-  return {
-      model: np.array([
-          report.quality(runs[model, seed]["validation"], measure)
-          for seed in seeds])
-      for model in dict.fromkeys(model for model, _ in runs)
-      if all((model, seed) in runs for seed in seeds)}
+  all_seeds = [model for model in dict.fromkeys(model for model, _ in runs)
+               if all((model, seed) in runs for seed in seeds)]
+
+  def collect(figure: Callable[[dict[str, Any]], float]) -> Figures:
+    return {model: np.array([figure(runs[model, seed]) for seed in seeds])
+            for model in all_seeds}
+
+  words, unit = report.MEASURES[measure]
+  found = {f"{words} ({unit})": collect(
+      lambda run: report.quality(run["validation"], measure))}
+  for task in sorted(set().union(*(run["best"] for run in runs.values()))):
+    found[f"{task} (points)"] = collect(
+        lambda run, task=task: run["best"][task]["score"])
+  return found
 
 
-def write_runs(runs: Mapping[tuple[str, int], dict[str, Any]], folder: str,
-               prefix: str = "") -> None:
+def write_runs(
+    runs: Mapping[tuple[str, int], dict[str, Any]], folder: str) -> None:
   """Writes one JSON a run."""
   os.makedirs(folder, exist_ok=True)
   measure = report.measure_of(runs.values())
   for (model, seed), run in runs.items():
-    with open(os.path.join(folder, f"{prefix}{model}_seed{seed}.json"),
-              "w") as f:
+    with open(os.path.join(folder, f"{model}_seed{seed}.json"), "w") as f:
       json.dump({
           "model": model, "seed": seed, "measure": measure,
           "quality": report.quality(run["validation"], measure),
           "curve": [[r["step"], r[measure]] for r in run["validation"]],
+          "tasks": run["best"],
           "parameters": run["parameters"],
           "choices": run["choices"].splitlines()}, f, indent=1)
       f.write("\n")
@@ -217,22 +231,27 @@ def table(figures: Figures, paper: Mapping[str, float]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def draw(figures: Figures, paper: Mapping[str, float], title: str, label: str,
+def draw(found: Mapping[str, Figures], paper: Mapping[str, float], title: str,
          path: str) -> None:
-  """A line a model: its mean, a mark for each seed; beside it the paper's."""
-  figure, (ours, papers) = plt.subplots(
-      1, 2, sharey=True, figsize=(10, 0.45 * len(figures) + 1.4))
-  for place, (model, values) in enumerate(figures.items()):
-    ours.plot([np.mean(values)], [place], "o", color="#c44e52")
-    ours.plot(values, [place] * len(values), "|", color="#4c72b0",
-              markersize=14)
+  """A row a model: its mean, a mark for each seed; at the right the paper's."""
+  models = list(next(iter(found.values())))
+  figure, panels = plt.subplots(
+      1, len(found) + 1, sharey=True, squeeze=False,
+      figsize=(2.5 + 3.2 * (len(found) + 1), 0.4 * len(models) + 1.6))
+  *ours, papers = panels[0]
+  for axes, (measure, figures) in zip(ours, found.items(), strict=True):
+    for row, values in enumerate(figures.values()):
+      axes.plot([np.mean(values)], [row], "o", color="#c44e52")
+      axes.plot(values, [row] * len(values), "|", color="#4c72b0",
+                markersize=14)
+    axes.set_xlabel(measure, fontsize=8)
+  for row, model in enumerate(models):
     if model in paper:
-      papers.plot([paper[model]], [place], "s", color="#55a868")
-  ours.set(yticks=range(len(figures)), yticklabels=list(figures), title=title,
-           xlabel=label)
-  papers.set(title="the paper's", xlabel="of other models and data")
-  ours.invert_yaxis()
-  for axes in (ours, papers):
+      papers.plot([paper[model]], [row], "s", color="#55a868")
+  papers.set_xlabel("the paper's, of larger models", fontsize=8)
+  ours[0].set(yticks=range(len(models)), yticklabels=models, title=title)
+  ours[0].invert_yaxis()
+  for axes in panels[0]:
     axes.grid(alpha=0.3)
   figure.tight_layout()
   figure.savefig(path, dpi=110)
@@ -247,22 +266,22 @@ def write_all(runs_folder: str, results: str) -> list[dict[str, Any]]:
     results: where to write.
   """
   claims = []
-  todo = [(PRETRAINING, "distill", "", DISTILLATION, PAPER)]
-  todo += [(task, "finetune", f"{task}_", FINE_TUNING, paper)
-           for task, paper in PAPER_TUNED.items()]
-  for name, folder, prefix, about, paper in todo:
+  for name, folder, about, paper in (
+      ("distillation", "distill", DISTILLATION, PAPER),
+      ("fine_tuning", "finetune", FINE_TUNING, PAPER_TUNED)):
     runs = read(os.path.join(runs_folder, name))
     if not runs:
       continue
     folder = os.path.join(results, folder)
-    write_runs(runs, folder, prefix)
-    figures = figures_of(runs)
-    words, unit = report.MEASURES[report.measure_of(runs.values())]
-    draw(figures, paper, name.replace("_", " "), f"{words} ({unit})",
+    write_runs(runs, folder)
+    found = figures_of(runs)
+    draw(found, paper, name.replace("_", " "),
          os.path.join(folder, f"{name}.png"))
     with open(os.path.join(folder, f"{name}.md"), "w") as f:
-      f.write(table(figures, paper))
-    claims += judged(about, figures, name)
+      f.write("\n".join(f"{measure}\n\n{table(figures, paper)}"
+                        for measure, figures in found.items()))
+    for measure, figures in found.items():
+      claims += judged(about, figures, measure)
   with open(os.path.join(results, "claims.json"), "w") as f:
     json.dump(claims, f, indent=1)
     f.write("\n")
@@ -286,7 +305,7 @@ def main() -> int:
     mean, half = claim["mean"], claim["margin"]
     figure = "no figure" if mean is None else f"{mean:.4f}"
     figure += "" if half is None else f" +- {half:.4f}"
-    print(f"{claim['on']}: {claim['claim']}: {figure} "
+    print(f"{claim['by']}: {claim['claim']}: {figure} "
           f"(paper: {claim['paper']}): {claim['verdict']}")
   return 0
 

@@ -146,8 +146,8 @@ add_corpus(
     "mixed_english", mixed.mixed_english,
     {"": vocabularies.T5, "_4k": vocabularies.SMALL_4K},
     mixed.SOURCES)
-# More to learn from a batch, for comparisons of small models: one blank, of half
-# the text.
+# More to learn from a batch, for comparisons of small models: one blank, of
+# half the text.
 for _suffix, _vocabulary in (
     ("1k", vocabularies.SMALL_1K), ("4k", vocabularies.SMALL_4K)):
   add_span_corruption(

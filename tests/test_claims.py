@@ -49,7 +49,7 @@ def test_a_teacher_without_a_gain_leaves_nothing_to_tell():
 
 def test_each_claim_is_about_models_of_the_comparisons():
   for path, about in (("distillation", claims.DISTILLATION),
-                      ("tuning", claims.FINE_TUNING)):
+                      ("fine_tuning", claims.FINE_TUNING)):
     text = (ROOT / f"gin/experiments/small_scale/{path}.gin").read_text()
     models = re.findall(r'^    "(\w+)": "gin/', text, re.MULTILINE)
     figures = {m: np.array([float(n), n + 1.0]) for n, m in enumerate(models)}
@@ -60,7 +60,8 @@ def finished_run(folder, name, values, measure="neg_log_perplexity"):
   """What a run leaves behind, as far as claims read it."""
   return {"validation": [{"step": step, measure: value}
                          for step, value in enumerate(values, 1)],
-          "parameters": 5, "choices": "a = 1", "train": []}
+          "parameters": 5, "choices": "a = 1", "train": [],
+          "best": {}}
 
 
 def test_everything_is_written(tmp_path, monkeypatch):
@@ -90,4 +91,14 @@ def test_everything_is_written(tmp_path, monkeypatch):
 def test_models_that_lack_a_seed_are_left_out():
   runs = {("dense", seed): finished_run("", "", [1.0]) for seed in (0, 1)}
   runs["switch_e16", 0] = finished_run("", "", [2.0])
-  assert list(claims.figures_of(runs)) == ["dense"]
+  figures, = claims.figures_of(runs).values()
+  assert list(figures) == ["dense"]
+
+
+def test_each_task_is_judged_at_its_own_best_step():
+  run = finished_run("", "", [50.0, 40.0], "score")
+  run["best"] = {"cola": {"step": 1, "score": 20.0},
+                 "sst2": {"step": 2, "score": 80.0}}
+  assert claims.figures_of({("dense", 0): run}) == {
+      "mean of the task's metrics (points)": {"dense": [50.0]},
+      "cola (points)": {"dense": [20.0]}, "sst2 (points)": {"dense": [80.0]}}

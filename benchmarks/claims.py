@@ -7,7 +7,7 @@ there, and writes
 
   results/distill/, results/finetune/   one JSON a run, with its seed and curve;
                                         tables and pictures beside the paper's
-  results/claims.json                   each claim: the paper's figures, ours
+  results/claims.json, .md              each claim: the paper's figures, ours
 
 A claim holds if it does with a probability of 95 % for runs like these: by
 Student's distribution for differences between runs of one seed. If the opposite
@@ -231,6 +231,26 @@ def table(figures: Figures, paper: Mapping[str, float]) -> str:
   return "\n".join(lines) + "\n"
 
 
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
+  """A row a claim: the paper's figures, ours with half the interval, verdict."""
+  lines = ["| claim | paper | by | ours | verdict |", "|---|---|---|---|---|"]
+  for claim in claims:
+    lines.append(
+        f"| {claim['claim']} | {claim['where']}: {claim['paper']} "
+        f"| {claim['by']} | {in_figures(claim)} | {claim['verdict']} |")
+  return "\n".join(lines) + "\n"
+
+
+def in_figures(claim: Mapping[str, Any]) -> str:
+  """What our runs found of a claim, "0.130 ± 0.020"."""
+  if claim["mean"] is None:
+    return "no figure"
+  digits = 2 if "points" in claim["by"] else 3
+  found = f"{claim['mean']:.{digits}f}"
+  return found if claim["margin"] is None else (
+      f"{found} ± {claim['margin']:.{digits}f}")
+
+
 def draw(found: Mapping[str, Figures], paper: Mapping[str, float], title: str,
          path: str) -> None:
   """A row a model: its mean, a mark for each seed; at the right the paper's."""
@@ -259,7 +279,7 @@ def draw(found: Mapping[str, Figures], paper: Mapping[str, float], title: str,
 
 
 def write_all(runs_folder: str, results: str) -> list[dict[str, Any]]:
-  """Writes what there is; returns the claims.
+  """Writes what there is, if anything; returns the claims.
 
   Args:
     runs_folder: with a folder for each comparison.
@@ -282,9 +302,13 @@ def write_all(runs_folder: str, results: str) -> list[dict[str, Any]]:
                         for measure, figures in found.items()))
     for measure, figures in found.items():
       claims += judged(about, figures, measure)
+  if not claims:
+    return claims
   with open(os.path.join(results, "claims.json"), "w") as f:
     json.dump(claims, f, indent=1)
     f.write("\n")
+  with open(os.path.join(results, "claims.md"), "w") as f:
+    f.write(claims_table(claims))
   return claims
 
 
@@ -302,10 +326,7 @@ def main() -> int:
           "distillation.gin, or set --runs.", file=sys.stderr)
     return 2
   for claim in claims:
-    mean, half = claim["mean"], claim["margin"]
-    figure = "no figure" if mean is None else f"{mean:.4f}"
-    figure += "" if half is None else f" +- {half:.4f}"
-    print(f"{claim['by']}: {claim['claim']}: {figure} "
+    print(f"{claim['by']}: {claim['claim']}: {in_figures(claim)} "
           f"(paper: {claim['paper']}): {claim['verdict']}")
   return 0
 

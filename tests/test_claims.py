@@ -88,6 +88,20 @@ def test_everything_is_written(tmp_path, monkeypatch):
       found.values())
 
 
+def test_without_runs_nothing_is_overwritten(tmp_path):
+  (tmp_path / "claims.json").write_text("mine")
+  assert claims.write_all(str(tmp_path / "none"), str(tmp_path)) == []
+  assert (tmp_path / "claims.json").read_text() == "mine"
+
+
+def test_a_claims_row():
+  table = claims.claims_table([{
+      "claim": "it helps", "where": "Table 4", "paper": "2 against 1",
+      "by": "cola (points)", "mean": 1.234, "margin": 0.5, "verdict": "holds"}])
+  assert table.splitlines()[-1] == (
+      "| it helps | Table 4: 2 against 1 | cola (points) | 1.23 ± 0.50 | holds |")
+
+
 def test_models_that_lack_a_seed_are_left_out():
   runs = {("dense", seed): finished_run("", "", [1.0]) for seed in (0, 1)}
   runs["switch_e16", 0] = finished_run("", "", [2.0])

@@ -232,7 +232,7 @@ def table(figures: Figures, paper: Mapping[str, float]) -> str:
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
-  """A row a claim: the paper's figures, ours with half the interval, verdict."""
+  """A row a claim: the paper's figures, ours ± `margin`, the verdict."""
   lines = ["| claim | paper | by | ours | verdict |", "|---|---|---|---|---|"]
   for claim in claims:
     lines.append(

@@ -99,7 +99,8 @@ def test_a_claims_row():
       "claim": "it helps", "where": "Table 4", "paper": "2 against 1",
       "by": "cola (points)", "mean": 1.234, "margin": 0.5, "verdict": "holds"}])
   assert table.splitlines()[-1] == (
-      "| it helps | Table 4: 2 against 1 | cola (points) | 1.23 ± 0.50 | holds |")
+      "| it helps | Table 4: 2 against 1 | cola (points) | 1.23 ± 0.50 "
+      "| holds |")
 
 
 def test_models_that_lack_a_seed_are_left_out():

@@ -5,8 +5,11 @@
 Reads the comparisons of `gin/experiments/small_scale/`, as far as they are
 there, and writes
 
-  results/distill/, results/finetune/   one JSON a run, with its seed and curve;
-                                        tables and pictures beside the paper's
+  results/distill/, results/finetune/   one JSON a run, with its seed and curve
+
+From these, with those of earlier runs, it makes
+
+  in the same folders                   tables and pictures beside the paper's
   results/claims.json, .md              each claim: the paper's figures, ours
 
 A claim holds if it does with a probability of 95 % for runs like these: by
@@ -16,6 +19,7 @@ does, it does not hold; else it cannot be told at this scale.
 
 import argparse
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -30,7 +34,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.record import ROOT  # noqa: E402
-from switch_mtf.training import best, report  # noqa: E402
+from switch_mtf.training import report  # noqa: E402
 
 # One-sided 95 % of Student's distribution, by degrees of freedom.
 STUDENT_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132}
@@ -41,10 +45,12 @@ PAPER = {
     "distilled_init": -1.598, "distilled_init_mix": -1.580, "init": -1.639,
     "switch_e4": -1.505, "switch_e64": -1.427, "from_e4": -1.587,
     "from_e64": -1.578}
-# Table 4: GLUE.
-PAPER_TUNED = {
+# Table 4; acceptability and sentiment are two of GLUE's tasks.
+GLUE = {
     "dense_d01": 82.9, "switch_d01": 84.7, "switch_d02": 84.4,
     "switch_d03": 83.9, "switch_d01_ed04": 85.2}
+# Table 5: closed-book TriviaQA, tuned with one dropout only.
+TRIVIA = {"dense_d01": 24.5, "switch_d01_ed04": 30.7}
 TEACHER_OF = {"distilled": "switch_e16", "distilled_init": "switch_e16",
               "distilled_init_mix": "switch_e16", "init": "switch_e16",
               "from_e4": "switch_e4", "from_e64": "switch_e64"}
@@ -126,6 +132,13 @@ FINE_TUNING = (
           gain("distilled", "dense_d01")),
 )
 
+# Comparison -> where in results/, what is claimed of it, the paper's figures.
+COMPARISONS = {
+    "distillation": ("distill", DISTILLATION, PAPER),
+    "acceptability": ("finetune/acceptability", FINE_TUNING, GLUE),
+    "sentiment": ("finetune/sentiment", FINE_TUNING, GLUE),
+    "closed_book": ("finetune/closed_book", FINE_TUNING, TRIVIA)}
+
 
 def margin(values: np.ndarray) -> float:
   """Half of the interval that has the mean with 90 %, either side with 95 %."""
@@ -147,7 +160,7 @@ def judge(values: np.ndarray, low: float = 0.0, high: float = math.inf) -> str:
 
 
 def judged(
-    claims: Sequence[Claim], figures: Figures, measure: str
+    claims: Sequence[Claim], figures: Figures, comparison: str
 ) -> Iterator[dict[str, Any]]:
   """Entries of claims.json, of those whose models were all run."""
   for claim in claims:
@@ -156,7 +169,7 @@ def judged(
     except KeyError:
       continue
     known = np.isfinite(values).all()
-    yield {"by": measure, "claim": claim.text, "where": claim.where,
+    yield {"on": comparison, "claim": claim.text, "where": claim.where,
            "paper": claim.paper,
            "ours": [v if math.isfinite(v) else None for v in values.tolist()],
            "mean": float(np.mean(values)) if known else None,
@@ -169,38 +182,8 @@ def read(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
   found = {}
   for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
     model, _, seed = name.rpartition("_seed")
-    directory = os.path.join(folder, name)
-    if model and os.path.exists(os.path.join(directory, "finished.json")):
-      found[model, int(seed)] = {
-          **report.read_run(folder, model, int(seed)),
-          "best": best.best(directory)}
-  return found
-
-
-def figures_of(runs: Mapping[tuple[str, int], dict[str, Any]]
-               ) -> dict[str, Figures]:
-  """What models are compared by, of those that were run with all seeds.
-
-  Returns:
-    In words, with the unit -> model -> a figure for each seed: the loss or, of
-      runs whose tasks were scored, the mean over the tasks, and each task's own
-      best.
-  """
-  seeds = sorted({seed for _, seed in runs})
-  measure = report.measure_of(runs.values())
-  all_seeds = [model for model in dict.fromkeys(model for model, _ in runs)
-               if all((model, seed) in runs for seed in seeds)]
-
-  def collect(figure: Callable[[dict[str, Any]], float]) -> Figures:
-    return {model: np.array([figure(runs[model, seed]) for seed in seeds])
-            for model in all_seeds}
-
-  words, unit = report.MEASURES[measure]
-  found = {f"{words} ({unit})": collect(
-      lambda run: report.quality(run["validation"], measure))}
-  for task in sorted(set().union(*(run["best"] for run in runs.values()))):
-    found[f"{task} (points)"] = collect(
-        lambda run, task=task: run["best"][task]["score"])
+    if model and os.path.exists(os.path.join(folder, name, "finished.json")):
+      found[model, int(seed)] = report.read_run(folder, model, int(seed))
   return found
 
 
@@ -215,10 +198,36 @@ def write_runs(
           "model": model, "seed": seed, "measure": measure,
           "quality": report.quality(run["validation"], measure),
           "curve": [[r["step"], r[measure]] for r in run["validation"]],
-          "tasks": run["best"],
           "parameters": run["parameters"],
           "choices": run["choices"].splitlines()}, f, indent=1)
       f.write("\n")
+
+
+def recorded(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
+  """(model, seed) -> the JSON of a run."""
+  found = {}
+  for path in sorted(glob.glob(os.path.join(folder, "*_seed*.json"))):
+    with open(path) as f:
+      record = json.load(f)
+    found[record["model"], record["seed"]] = record
+  return found
+
+
+def figures_of(records: Mapping[tuple[str, int], dict[str, Any]],
+               order: Sequence[str] = ()) -> Figures:
+  """Model -> quality, of the models that were run with all seeds.
+
+  Args:
+    records: of `recorded`.
+    order: models that come first.
+  """
+  seeds = sorted({seed for _, seed in records})
+  known = {model for model, _ in records}
+  return {
+      model: np.array([records[model, seed]["quality"] for seed in seeds])
+      for model in (*filter(known.__contains__, order),
+                    *sorted(known.difference(order)))
+      if all((model, seed) in records for seed in seeds)}
 
 
 def table(figures: Figures, paper: Mapping[str, float]) -> str:
@@ -233,11 +242,11 @@ def table(figures: Figures, paper: Mapping[str, float]) -> str:
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
   """A row a claim: the paper's figures, ours ± `margin`, the verdict."""
-  lines = ["| claim | paper | by | ours | verdict |", "|---|---|---|---|---|"]
+  lines = ["| claim | paper | on | ours | verdict |", "|---|---|---|---|---|"]
   for claim in claims:
     lines.append(
         f"| {claim['claim']} | {claim['where']}: {claim['paper']} "
-        f"| {claim['by']} | {in_figures(claim)} | {claim['verdict']} |")
+        f"| {claim['on']} | {in_figures(claim)} | {claim['verdict']} |")
   return "\n".join(lines) + "\n"
 
 
@@ -245,33 +254,27 @@ def in_figures(claim: Mapping[str, Any]) -> str:
   """What our runs found of a claim, "0.130 ± 0.020"."""
   if claim["mean"] is None:
     return "no figure"
-  digits = 2 if "points" in claim["by"] else 3
+  digits = 3 if claim["on"] == "distillation" else 2
   found = f"{claim['mean']:.{digits}f}"
   return found if claim["margin"] is None else (
       f"{found} ± {claim['margin']:.{digits}f}")
 
 
-def draw(found: Mapping[str, Figures], paper: Mapping[str, float], title: str,
+def draw(figures: Figures, paper: Mapping[str, float], title: str, label: str,
          path: str) -> None:
   """A row a model: its mean, a mark for each seed; at the right the paper's."""
-  models = list(next(iter(found.values())))
-  figure, panels = plt.subplots(
-      1, len(found) + 1, sharey=True, squeeze=False,
-      figsize=(2.5 + 3.2 * (len(found) + 1), 0.4 * len(models) + 1.6))
-  *ours, papers = panels[0]
-  for axes, (measure, figures) in zip(ours, found.items(), strict=True):
-    for row, values in enumerate(figures.values()):
-      axes.plot([np.mean(values)], [row], "o", color="#c44e52")
-      axes.plot(values, [row] * len(values), "|", color="#4c72b0",
-                markersize=14)
-    axes.set_xlabel(measure, fontsize=8)
-  for row, model in enumerate(models):
+  figure, (ours, papers) = plt.subplots(
+      1, 2, sharey=True, figsize=(10, 0.4 * len(figures) + 1.6))
+  for row, (model, values) in enumerate(figures.items()):
+    ours.plot([np.mean(values)], [row], "o", color="#c44e52")
+    ours.plot(values, [row] * len(values), "|", color="#4c72b0", markersize=14)
     if model in paper:
       papers.plot([paper[model]], [row], "s", color="#55a868")
-  papers.set_xlabel("the paper's, of larger models", fontsize=8)
-  ours[0].set(yticks=range(len(models)), yticklabels=models, title=title)
-  ours[0].invert_yaxis()
-  for axes in panels[0]:
+  ours.set(yticks=range(len(figures)), yticklabels=list(figures), title=title,
+           xlabel=label)
+  papers.set(title="the paper's", xlabel="of larger models")
+  ours.invert_yaxis()
+  for axes in (ours, papers):
     axes.grid(alpha=0.3)
   figure.tight_layout()
   figure.savefig(path, dpi=110)
@@ -286,22 +289,20 @@ def write_all(runs_folder: str, results: str) -> list[dict[str, Any]]:
     results: where to write.
   """
   claims = []
-  for name, folder, about, paper in (
-      ("distillation", "distill", DISTILLATION, PAPER),
-      ("fine_tuning", "finetune", FINE_TUNING, PAPER_TUNED)):
-    runs = read(os.path.join(runs_folder, name))
-    if not runs:
-      continue
+  for name, (folder, about, paper) in COMPARISONS.items():
     folder = os.path.join(results, folder)
-    write_runs(runs, folder)
-    found = figures_of(runs)
-    draw(found, paper, name.replace("_", " "),
+    if runs := read(os.path.join(runs_folder, name)):
+      write_runs(runs, folder)
+    records = recorded(folder)
+    if not records:
+      continue
+    figures = figures_of(records, list(paper))
+    words, unit = report.MEASURES[next(iter(records.values()))["measure"]]
+    draw(figures, paper, name.replace("_", " "), f"{words} ({unit})",
          os.path.join(folder, f"{name}.png"))
     with open(os.path.join(folder, f"{name}.md"), "w") as f:
-      f.write("\n".join(f"{measure}\n\n{table(figures, paper)}"
-                        for measure, figures in found.items()))
-    for measure, figures in found.items():
-      claims += judged(about, figures, measure)
+      f.write(table(figures, paper))
+    claims += judged(about, figures, name)
   if not claims:
     return claims
   with open(os.path.join(results, "claims.json"), "w") as f:
@@ -326,7 +327,7 @@ def main() -> int:
           "distillation.gin, or set --runs.", file=sys.stderr)
     return 2
   for claim in claims:
-    print(f"{claim['by']}: {claim['claim']}: {in_figures(claim)} "
+    print(f"{claim['on']}: {claim['claim']}: {in_figures(claim)} "
           f"(paper: {claim['paper']}): {claim['verdict']}")
   return 0
 

@@ -49,7 +49,7 @@ def test_a_teacher_without_a_gain_leaves_nothing_to_tell():
 
 def test_each_claim_is_about_models_of_the_comparisons():
   for path, about in (("distillation", claims.DISTILLATION),
-                      ("fine_tuning", claims.FINE_TUNING)):
+                      ("tuning", claims.FINE_TUNING)):
     text = (ROOT / f"gin/experiments/small_scale/{path}.gin").read_text()
     models = re.findall(r'^    "(\w+)": "gin/', text, re.MULTILINE)
     figures = {m: np.array([float(n), n + 1.0]) for n, m in enumerate(models)}
@@ -60,8 +60,7 @@ def finished_run(folder, name, values, measure="neg_log_perplexity"):
   """What a run leaves behind, as far as claims read it."""
   return {"validation": [{"step": step, measure: value}
                          for step, value in enumerate(values, 1)],
-          "parameters": 5, "choices": "a = 1", "train": [],
-          "best": {}}
+          "parameters": 5, "choices": "a = 1", "train": []}
 
 
 def test_everything_is_written(tmp_path, monkeypatch):
@@ -97,23 +96,26 @@ def test_without_runs_nothing_is_overwritten(tmp_path):
 def test_a_claims_row():
   table = claims.claims_table([{
       "claim": "it helps", "where": "Table 4", "paper": "2 against 1",
-      "by": "cola (points)", "mean": 1.234, "margin": 0.5, "verdict": "holds"}])
+      "on": "sentiment", "mean": 1.234, "margin": 0.5, "verdict": "holds"}])
   assert table.splitlines()[-1] == (
-      "| it helps | Table 4: 2 against 1 | cola (points) | 1.23 ± 0.50 "
+      "| it helps | Table 4: 2 against 1 | sentiment | 1.23 ± 0.50 "
       "| holds |")
 
 
 def test_models_that_lack_a_seed_are_left_out():
-  runs = {("dense", seed): finished_run("", "", [1.0]) for seed in (0, 1)}
-  runs["switch_e16", 0] = finished_run("", "", [2.0])
-  figures, = claims.figures_of(runs).values()
-  assert list(figures) == ["dense"]
+  records = {("dense", 0): {"quality": 1.0}, ("dense", 1): {"quality": 1.5},
+             ("switch_e16", 0): {"quality": 2.0}}
+  found, = claims.figures_of(records, ["switch_e16"]).items()
+  assert (found[0], found[1].tolist()) == ("dense", [1.0, 1.5])
 
 
-def test_each_task_is_judged_at_its_own_best_step():
-  run = finished_run("", "", [50.0, 40.0], "score")
-  run["best"] = {"cola": {"step": 1, "score": 20.0},
-                 "sst2": {"step": 2, "score": 80.0}}
-  assert claims.figures_of({("dense", 0): run}) == {
-      "mean of the task's metrics (points)": {"dense": [50.0]},
-      "cola (points)": {"dense": [20.0]}, "sst2 (points)": {"dense": [80.0]}}
+def test_what_was_recorded_before_is_kept(tmp_path, monkeypatch):
+  monkeypatch.setattr(claims, "read", lambda folder: {
+      ("dense", seed): finished_run("", "", [-3.0]) for seed in range(2)
+  } if "distillation" in folder else {})
+  claims.write_all("first", str(tmp_path))
+  monkeypatch.setattr(claims, "read", lambda folder: {
+      ("distilled", seed): finished_run("", "", [-2.5 - 0.01 * seed])
+      for seed in range(2)} if "distillation" in folder else {})
+  claim, = claims.write_all("second", str(tmp_path))
+  assert claim["ours"] == pytest.approx([0.5, 0.49])

@@ -34,8 +34,8 @@ def teacher(tmp_path_factory):
   return model_dir
 
 
-def flags(teacher, *params):
-  return [f"--gin_file={STUDENT}",
+def flags(teacher, *params, student=STUDENT):
+  return [f"--gin_file={student}",
           *(f"--gin_param={binding}" for binding in (
               f"distill_from.checkpoint = '{teacher}'",
               "train_then.phases = []", *params))]
@@ -84,6 +84,23 @@ def test_student_starts_as_its_teacher(teacher, tmp_path, replaced):
                   student_init.MOST_USED: experts[np.argmax(load)]}
     for way, value in candidates.items():
       assert np.allclose(found[name], value, atol=1e-7) == (way == replaced)
+
+
+def test_a_student_can_be_a_smaller_switch_model(teacher, tmp_path):
+  stderr = succeed(
+      tmp_path, "--gin_file=tests/gin/tiny.gin",
+      *flags(teacher, "num_experts = 2", "train_steps = 2",
+             "learning_rate = 0.0", student="gin/runs/distill.gin")).stderr
+  found, right = trained_weights(tmp_path), trained_weights(teacher)
+  assert found.keys() == right.keys()
+  # The routers and kernels of two experts cannot come from those of four.
+  fresh = {name for name in found if "SwitchFFN" in name}
+  assert {name for name in found
+          if found[name].shape != right[name].shape} == fresh
+  assert all(np.array_equal(found[n], right[n]) for n in found.keys() - fresh)
+  for name in fresh:
+    assert (f"fresh: {name} ({list(found[name].shape)} in the student, "
+            f"{list(right[name].shape)} in the teacher's") in stderr
 
 
 def test_interrupted_run_goes_on_as_if_it_had_not_been(

@@ -221,7 +221,7 @@ def main() -> int:
                       help="go on with the rows that the record lacks")
   arguments = parser.parse_args()
   record = Record(os.path.join(FOLDER, f"{NAME}.json"), NAME, {},
-                  arguments.resume, same_commit=False)
+                  arguments.resume, same_machine=False)
   todo = [row for row in rows() if record.find(0, row.name) is None]
   begun = time.perf_counter()
   for count, (row, found) in enumerate(_done(todo), 1):

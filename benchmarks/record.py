@@ -64,7 +64,7 @@ class Record:
   """
 
   def __init__(self, path: str, suite: str, options: dict[str, Any],
-               resume: bool, same_commit: bool = True):
+               resume: bool, same_machine: bool = True):
     """Begins a new record, or goes on with the one on disk.
 
     Args:
@@ -72,11 +72,11 @@ class Record:
       suite: its name.
       options: of the suite.
       resume: whether to go on.
-      same_commit: whether the one on disk must be of this commit. If not, its
-        groups note of which they are.
+      same_machine: whether the one on disk must be of this machine and commit.
+        If not, its groups note of which they are.
     """
     self.path = path
-    self._same_commit = same_commit
+    self._same_machine = same_machine
     self.data = {"suite": suite, "complete": False, "machine": machine(),
                  "options": options, "groups": [], "results": []}
     if resume and os.path.exists(path):
@@ -85,10 +85,11 @@ class Record:
   def _resume(self) -> None:
     with open(self.path) as f:
       old = json.load(f)
-    if not self._same_commit:
+    if not self._same_machine:
       for group in old["groups"]:
-        group.setdefault("commit", old["machine"]["commit"])
-      old["machine"]["commit"] = self.data["machine"]["commit"]
+        for name in ("commit", "processor"):
+          group.setdefault(name, old["machine"][name])
+      old["machine"] = self.data["machine"]
     for name in ("suite", "machine", "options"):
       if old[name] != self.data[name]:
         raise ValueError(

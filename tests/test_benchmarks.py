@@ -331,13 +331,14 @@ def test_ports_are_free_and_different():
   assert len(set(scale.free_ports(2))) == 2
 
 
-def test_groups_of_an_older_commit_say_so(tmp_path):
+def test_groups_of_another_machine_and_commit_say_so(tmp_path):
   path = str(tmp_path / "record.json")
   old = record.Record(path, "any", {}, resume=False)
-  old.data["machine"]["commit"] = "older"
+  old.data["machine"] |= {"commit": "older", "processor": "another"}
   old.add(0, "a", 0.0, {})
-  new = record.Record(path, "any", {}, resume=True, same_commit=False)
+  new = record.Record(path, "any", {}, resume=True, same_machine=False)
   new.add(0, "b", 0.0, {})
-  assert [group.get("commit") for group in new.data["groups"]] == [
-      "older", None]
+  assert [(group.get("commit"), group.get("processor"))
+          for group in new.data["groups"]] == [
+              ("older", "another"), (None, None)]
   assert new.data["machine"] == record.machine()

@@ -82,6 +82,25 @@ def python(code):
   return [sys.executable, "-c", f"import sys; {code}"]
 
 
+def test_a_finished_run_is_of_the_gin_files_as_they_are(tmp_path):
+  inner, outer = tmp_path / "inner.gin", tmp_path / "outer.gin"
+  inner.write_text("d_ff = 64  # features\nd_model = 16\n")
+  outer.write_text(f"include '{inner}'\nd_model = 32\n")
+  command = ["python", "run_t5.py", f"--gin_file={outer}", "--gin_param=s = 1"]
+  noted = compare._what_runs(command)
+  assert noted["bindings"] == {"d_ff": "64", "d_model": "32", "s": "1"}
+  (tmp_path / "finished.json").write_text(json.dumps(noted))
+  assert compare._is_finished(str(tmp_path), command)
+  assert not compare._is_finished(str(tmp_path), [*command, "--gin_param=t=1"])
+  inner.write_text("# Another comment.\nd_ff = 64\nd_model = 17\n")
+  assert compare._is_finished(str(tmp_path), command)
+  inner.write_text("d_ff = 128\n")
+  with pytest.raises(ValueError, match=(
+      "compare: a finished run must be of the gin files as they are, with "
+      rf"run={tmp_path}, changed=\['d_ff'\]")):
+    compare._is_finished(str(tmp_path), command)
+
+
 def test_a_run_that_ended_well_is_noted_and_one_that_failed_is_named(
     tmp_path, capsys):
   # The second waits for the first, since a failure would stop it.
@@ -96,6 +115,6 @@ def test_a_run_that_ended_well_is_noted_and_one_that_failed_is_named(
   printed = capsys.readouterr().err
   assert "[1/2] good\n[2/2] bad\n" in printed
   assert "bad failed. The same command goes on from here." in printed
-  assert json.loads((tmp_path / "good/finished.json").read_text()) == (
-      python("pass")[2:])
+  assert json.loads((tmp_path / "good/finished.json").read_text()) == {
+      "command": python("pass")[2:], "bindings": {}}
   assert not (tmp_path / "bad/finished.json").exists()

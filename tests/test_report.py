@@ -70,6 +70,17 @@ def test_source_is_what_the_evaluations_name_adds():
   assert report.source_of(names[0]["name"], names) == ""
 
 
+def test_layers_of_a_teacher_are_not_the_students():
+  record = dict.fromkeys((
+      "loss", "decoder/block_000/layer_002/expert_load",
+      "encoder/block_000/layer_001/expert_load",
+      "teacher/encoder/block_000/layer_001/expert_load",
+      "encoder/block_000/layer_001/expert_probability"))
+  assert report._layers(record, report.LOAD) == [
+      "encoder/block_000/layer_001/expert_load",
+      "decoder/block_000/layer_002/expert_load"]
+
+
 def test_layer_names_are_readable():
   assert (report._readable("encoder/block_001/layer_003/expert_load")
           == "encoder, block 1, layer 3")

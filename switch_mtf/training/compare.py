@@ -18,7 +18,7 @@ import gin
 import tensorflow.compat.v1 as tf
 from absl import flags
 
-from switch_mtf import checks
+from switch_mtf import checks, gin_files
 from switch_mtf.training import report, side_by_side
 from switch_mtf.training.hooks import INTERRUPTED, duration
 
@@ -60,7 +60,8 @@ def compare(
 
   Raises:
     ValueError: if the model_dir is on a remote file system, `at_once` is not a
-      positive whole number, or `from_runs` names no model that comes before.
+      positive whole number, `from_runs` names no model that comes before, or
+      gin files have changed since one of their runs was finished.
     SystemExit: if a run failed or was interrupted.
   """
   checks.whole("compare", at_least=1, at_once=at_once)
@@ -155,12 +156,39 @@ def _command(
 
 
 def _is_finished(directory: str, command: list[str]) -> bool:
-  """Whether this very command has run to its end."""
+  """Whether this very command has run to its end.
+
+  Raises:
+    ValueError: if it has, but its gin files have changed since then.
+  """
   try:
     with open(os.path.join(directory, FINISHED)) as f:
-      return json.load(f) == command[2:]
+      found = json.load(f)
   except (OSError, ValueError):
     return False
+  now = _what_runs(command)
+  if found["command"] != now["command"]:
+    return False
+  changed = [name for name in {**found["bindings"], **now["bindings"]}
+             if found["bindings"].get(name) != now["bindings"].get(name)]
+  if changed:
+    raise ValueError(
+        "compare: a finished run must be of the gin files as they are, with "
+        f"run={directory}, changed={changed}. Choose another --model_dir, or "
+        "delete the folder of that run.")
+  return True
+
+
+def _what_runs(command: list[str]) -> dict[str, Any]:
+  """What is noted of a finished run: its flags, and all that gin files bind."""
+  given = {flag: [arg.removeprefix(f"--{flag}=") for arg in command
+                  if arg.startswith(f"--{flag}=")]
+           for flag in ("gin_file", "gin_param")}
+  bindings = gin_files.read(
+      given["gin_file"], given["gin_param"], [gin_files.T5_FOLDER])
+  return {"command": command[2:], "bindings": {
+      f"{b.scope}/{b.name}" if b.scope else b.name: repr(b.value)
+      for b in bindings}}
 
 
 def _in_turns(
@@ -198,7 +226,7 @@ def _run(commands: dict[str, tuple[list[str], str]]) -> None:
   for directory, (command, _) in commands.items():
     if codes[os.path.basename(directory)] == 0:
       with open(os.path.join(directory, FINISHED), "w") as f:
-        json.dump(command[2:], f)
+        json.dump(_what_runs(command), f, indent=1)
   if not any(codes.values()):
     return
   stopped = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)

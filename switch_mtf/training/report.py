@@ -250,8 +250,12 @@ def _leave_out_start(axes: plt.Axes) -> None:
 
 
 def _layers(record: dict[str, Any], metric: str) -> list[str]:
-  """Keys of a record that are this metric of some layer, encoder first."""
-  return sorted((k for k in record if k.endswith("/" + metric)),
+  """Keys of a record that are this metric of some layer, encoder first.
+
+  A student's record has its teacher's layers as well, which are left out.
+  """
+  return sorted((k for k in record
+                 if re.fullmatch(rf"(encoder|decoder)/\w+/\w+/{metric}", k)),
                 key=lambda k: (not k.startswith("encoder"), k))
 
 

@@ -273,6 +273,7 @@ def draw(figures: Figures, paper: Mapping[str, float], title: str, label: str,
   ours.set(yticks=range(len(figures)), yticklabels=list(figures), title=title,
            xlabel=label)
   papers.set(title="the paper's", xlabel="of larger models")
+  papers.locator_params(axis="x", nbins=5)
   ours.invert_yaxis()
   for axes in (ours, papers):
     axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -119,3 +120,16 @@ def test_what_was_recorded_before_is_kept(tmp_path, monkeypatch):
       for seed in range(2)} if "distillation" in folder else {})
   claim, = claims.write_all("second", str(tmp_path))
   assert claim["ours"] == pytest.approx([0.5, 0.49])
+
+
+def test_the_page_and_the_claims_are_of_the_recorded_runs(tmp_path):
+  for folder in ("distill", "finetune"):
+    if (ROOT / "results" / folder).exists():
+      shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
+  found = claims.write_all(str(tmp_path / "no_runs"), str(tmp_path))
+  assert found == json.loads((ROOT / "results/claims.json").read_text())
+  for name in ("claims.md", "distill/distillation.md"):
+    assert (tmp_path / name).read_text() == (
+        ROOT / "results" / name).read_text()
+  assert (ROOT / "results/claims.md").read_text() in (
+      ROOT / "docs/small_scale.md").read_text()

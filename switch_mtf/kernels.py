@@ -330,9 +330,9 @@ def cross_entropy(
     largest = tf.reduce_max(flat_logits, axis=-1, keepdims=True)
     exps = tf.exp(flat_logits - largest)
     total = tf.reduce_sum(exps, axis=-1)
-    largest = tf.squeeze(largest, -1)
-    loss = tf.log(total) - (tf.gather_nd(flat_logits, at) - largest)
-    log_z = tf.log(total) + largest
+    log_total, largest = tf.log(total), tf.squeeze(largest, -1)
+    loss = log_total - (tf.gather_nd(flat_logits, at) - largest)
+    log_z = log_total + largest
 
     def grad(dloss: tf.Tensor) -> tf.Tensor:
       # dlog_z / dlogits is the softmax.

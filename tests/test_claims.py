@@ -124,8 +124,7 @@ def test_what_was_recorded_before_is_kept(tmp_path, monkeypatch):
 
 def test_the_page_and_the_claims_are_of_the_recorded_runs(tmp_path):
   for folder in ("distill", "finetune"):
-    if (ROOT / "results" / folder).exists():
-      shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
+    shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
   found = claims.write_all(str(tmp_path / "no_runs"), str(tmp_path))
   assert found == json.loads((ROOT / "results/claims.json").read_text())
   for name in ("claims.md", "distill/distillation.md",

@@ -16,6 +16,7 @@ from tensorflow.python.autograph.pyct import transpiler
 
 from tasks import (
     build_t5_vocabulary,
+    fetch,
     metrics,
     mixed,
     pretrain,
@@ -23,6 +24,7 @@ from tasks import (
     train_vocabulary,
     vocabularies,
 )
+from tasks.text import Document, encode
 
 LENGTHS = {"inputs": 128, "targets": 64}
 VOCABULARIES = {"": vocabularies.T5, "_1k": vocabularies.SMALL_1K,
@@ -173,6 +175,26 @@ def test_fifteen_per_cent_is_masked_in_spans_of_three():
     lengths += map(len, masked)
   assert sum(lengths) / num_tokens == pytest.approx(0.15, abs=0.005)
   assert np.mean(lengths) == pytest.approx(3.0, abs=0.1)
+
+
+def test_half_corrupted_text_has_one_blank_at_its_end(tmp_path, monkeypatch):
+  monkeypatch.setenv("SWITCH_MTF_CACHE", str(tmp_path))
+  words = " ".join(f"whale {i}" for i in range(200))
+  fetch.write(encode(fetch.with_splits(
+      Document(words, "brown", f"d{i}") for i in range(100))), str(tmp_path))
+  ds = seqio.get_mixture_or_task("mixed_english_half_corrupted_1k").get_dataset(
+      {"inputs": 24, "targets": 24}, "train", seed=0)
+  lengths = []
+  for ex in tfds.as_numpy(ds.take(20)):
+    tokens, (masked,) = unmask(ex, vocabularies.SMALL_1K)
+    assert masked == tokens[-len(masked):]
+    assert abs(2 * len(masked) - len(tokens)) <= 1
+    lengths.append(len(tokens))
+    # Texts follow one another.
+    assert vocabularies.SMALL_1K.decode(tokens) in f"{words} {words}"
+  # 22 tokens, a blank and the end; the blank, 22 and the end. Less where the
+  # corpus ends.
+  assert max(lengths) == np.median(lengths) == 44
 
 
 def test_examples_equal_those_of_t5s_own_task():

@@ -13,14 +13,7 @@ import pytest
 import seqio
 import tensorflow_datasets as tfds
 
-from tasks import (
-    build_bundled_text,
-    fetch,
-    local_text,
-    packages,
-    passages,
-    vocabularies,
-)
+from tasks import build_bundled_text, fetch, local_text, packages, passages
 from tasks.prepared import Passage, cache_dir, prepare
 from tasks.text import (
     BUNDLED_TEXT,
@@ -321,21 +314,6 @@ def test_mixed_english_reads_the_fetched_file(cache):
   path = fetch.write(encode(documents), str(cache))
   assert list(read_documents(path))[0].domain == "humor"
   assert "hale" in first_inputs("mixed_english_span_corruption_4k_brown")
-
-
-def test_half_corrupted_text_has_one_blank_at_its_end(cache):
-  fetch.write(encode(fetch.with_splits(
-      Document(" ".join(f"whale {i} {j}" for j in range(40)), "brown", f"d{i}")
-      for i in range(100))), str(cache))
-  task = seqio.TaskRegistry.get("mixed_english_half_corrupted_1k")
-  blank = vocabularies.SMALL_1K.vocab_size - 1
-  for ex in tfds.as_numpy(task.get_dataset(
-      {"inputs": 24, "targets": 24}, "train", seed=0).take(20)):
-    # 44 tokens: 22 and a blank and the end; the blank, 22 more and the end.
-    assert len(ex["inputs"]) == len(ex["targets"]) == 24
-    assert ex["inputs"].tolist()[-2:] == [blank, 1]
-    assert ex["targets"][0] == blank
-    assert blank not in ex["targets"][1:]
 
 
 def test_fetched_documents_are_split_by_name_and_not_repeated():

@@ -167,7 +167,8 @@ def _is_finished(directory: str, command: list[str]) -> bool:
   except (OSError, ValueError):
     return False
   now = _what_runs(command)
-  if found["command"] != now["command"]:
+  # A list is of a run from before bindings were noted.
+  if isinstance(found, list) or found["command"] != now["command"]:
     return False
   changed = [name for name in {**found["bindings"], **now["bindings"]}
              if found["bindings"].get(name) != now["bindings"].get(name)]

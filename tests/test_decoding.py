@@ -1,5 +1,7 @@
 """Incremental decoding against teacher forcing, token by token."""
 
+import itertools
+
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
@@ -31,9 +33,9 @@ ROUTERS = {
 def ffn(router=SwitchRouter, *, factor=None, **changed):
   # Groups of 21 tokens: one while all positions are there, and one of 3 in each
   # step of decoding.
-  return SwitchFFN(num_experts=4, group_size=21, capacity_factor_eval=factor,
-                   min_capacity=1, router=router(),
-                   **({"hidden_size": 16} | changed))
+  return SwitchFFN(num_experts=4, capacity_factor_eval=factor, min_capacity=1,
+                   router=router(),
+                   **({"group_size": 21, "hidden_size": 16} | changed))
 
 
 def self_attention(cls=transformer_layers.SelfAttention, **changed):
@@ -41,15 +43,19 @@ def self_attention(cls=transformer_layers.SelfAttention, **changed):
              relative_attention_num_buckets=4, **changed)
 
 
+def language_model(layers, vocab_size):
+  return transformer.Unitransformer(
+      transformer.LayerStack(layers=layers, sublayers_initial=[],
+                             sublayers_per_layer=SUBLAYERS, sublayers_final=[]),
+      d_model=8, input_vocab_size=vocab_size, output_vocab_size=vocab_size,
+      autoregressive=True, max_length=LENGTH, name="decoder",
+      vocab_divisor=1, positional_embedding=False)
+
+
 def both_ways(layers):
   """Logits [batch, length, vocab] of all positions at once, and one by one."""
   mesh = mtf.Mesh(mtf.Graph(), "mesh")
-  model = transformer.Unitransformer(
-      transformer.LayerStack(layers=layers, sublayers_initial=[],
-                             sublayers_per_layer=SUBLAYERS, sublayers_final=[]),
-      d_model=8, input_vocab_size=VOCAB, output_vocab_size=VOCAB,
-      autoregressive=True, max_length=LENGTH, name="decoder",
-      vocab_divisor=1, positional_embedding=False)
+  model = language_model(layers, VOCAB)
   batch, length = mtf.Dimension("batch", BATCH), mtf.Dimension("length", LENGTH)
   rng = np.random.default_rng(0)
   ids = mtf.import_tf_tensor(
@@ -84,10 +90,10 @@ def both_ways(layers):
       mesh, [whole, mtf.stack(steps, "length", axis=1)])
 
 
-def evaluate_with_random_weights(mesh, tensors):
+def evaluate_with_random_weights(mesh, tensors, seed=1):
   lowering = lower(mesh)
   exported = [lowering.export_to_tf_tensor(t) for t in tensors]
-  rng = np.random.default_rng(1)
+  rng = np.random.default_rng(seed)
   with tf.Session(config=as_it_is()) as session:
     for variable in tf.global_variables():
       shape = variable.shape.as_list()
@@ -149,3 +155,41 @@ def test_a_capacity_that_binds_makes_a_difference():
 def test_expert_choice_does_not_decode():
   with pytest.raises(ValueError, match="^ExpertChoiceRouter: the stack must"):
     both_ways([ffn(ExpertChoiceRouter)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_beam_search_finds_the_best_of_all_sequences(seed):
+  # 4 tokens, of which 1 ends a sequence, and 3 positions: as many beams as
+  # there are beginnings of 2 tokens leave nothing out. By the whole sequences
+  # at once, 4 ** 3 of them, the best is the one whose log-likelihood up to its
+  # first 1, over ((5 + length) / 6) ** 3, is highest (Wu et al. 2016, equation
+  # 14; 3 in place of their 0.6, so that the shortest is not always the best).
+  vocab, length, alpha = 4, 3, 3.0
+  mesh = mtf.Mesh(mtf.Graph(), "mesh")
+  layers = [self_attention(), ffn(group_size=24), ffn(group_size=24)]
+  model = language_model(layers, vocab)
+  dtype = mtf.VariableDType(tf.float32)
+  every = np.array(list(itertools.product(range(vocab), repeat=length)))
+  ids = mtf.import_tf_tensor(
+      mesh, tf.constant(every, tf.int32),
+      mtf.convert_to_shape(f"batch:{len(every)},length:{length}"))
+  logits, _ = model.call_simple(
+      transformer.autoregressive_inputs(ids), ids, compute_loss=False,
+      mode=tf.estimator.ModeKeys.EVAL, variable_dtype=dtype)
+  log_probs = mtf.log_softmax(logits, logits.shape.dims[-1])
+  with tf.variable_scope("", reuse=True):
+    beam = model.beam_search(
+        mtf.zeros(mesh, f"batch:1,beam:{vocab**2},length:{length}", tf.int32),
+        mtf.constant(mesh, length, dtype=tf.int32), variable_dtype=dtype,
+        alpha=alpha)
+  (found,), log_probs = evaluate_with_random_weights(
+      mesh, [beam, log_probs], seed)
+
+  scores = {}
+  for sequence, log_prob in zip(every.tolist(), log_probs, strict=True):
+    if 1 in sequence:
+      end = sequence.index(1) + 1
+      total = log_prob[range(end), sequence[:end]].sum()
+      scores[tuple(sequence[:end])] = total / ((5 + end) / 6) ** alpha
+  best = max(scores, key=scores.get)
+  assert tuple(found) == best + (0,) * (length - len(best))

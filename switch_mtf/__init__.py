@@ -32,4 +32,5 @@ if "switch_mtf.doctor" not in getattr(sys, "orig_argv", ()):
   from switch_mtf.layers.switch_ffn import SwitchFFN as SwitchFFN
 
   compat.compute_faster_off_tpu(
-      kernels.einsum, attention.attention, attention.self_attention)
+      kernels.einsum, attention.attention, attention.self_attention,
+      attention.enc_dec_attention)

@@ -435,20 +435,22 @@ def keep_freed_memory() -> None:
 
 
 def compute_faster_off_tpu(
-    einsum: Callable, attention: Callable, self_attention: Callable
+    einsum: Callable, attention: Callable, self_attention: Callable,
+    enc_dec_attention: Callable,
 ) -> None:
   """Puts our einsum and our attention in the place of upstream's.
 
   `PlacementMeshImpl.einsum` is made to be overridden, but
   `utils.tpu_estimator_model_fn` makes the mesh itself; T5's attention layers
   look `attention.attention` up by name, and compute their cache in the midst of
-  `SelfAttention.call`. Can go when a mesh implementation and an attention
+  their `call`. Can go when a mesh implementation and an attention
   function can be handed in, and a cache keeps what does not change.
 
   Args:
     einsum: takes what `tf.einsum` takes.
     attention: takes what upstream's `attention.attention` takes.
     self_attention: takes what `SelfAttention.call` takes, the layer first.
+    enc_dec_attention: the same of `EncDecAttention.call`.
   """
   if not FAST:
     return
@@ -457,6 +459,7 @@ def compute_faster_off_tpu(
   from mesh_tensorflow.transformer import transformer_layers
   upstream.attention = attention
   transformer_layers.SelfAttention.call = self_attention
+  transformer_layers.EncDecAttention.call = enc_dec_attention
   placement_mesh_impl.PlacementMeshImpl.einsum = (
       lambda self, equation, *slices: einsum(equation, *slices))
 

@@ -138,8 +138,16 @@ def test_dropout(broadcast):
 # The cache.
 
 
-def decode_step(call, *, positions, shared_kv=False, mesh_shape="", layout=""):
-  """Output and new cache of one step, as arrays."""
+UPSTREAM_ORDER = "batch memory_length heads d_kv"
+
+
+def decode_step(
+    call, *, positions, shared_kv=False, mesh_shape="", layout="",
+    order=UPSTREAM_ORDER):
+  """Output and new cache of one step, as arrays, and kinds of operations.
+
+  The cache is kept in an order of dimensions; it is returned in upstream's.
+  """
   with tf.Graph().as_default():
     mesh, rng = mtf.Mesh(mtf.Graph(), "mesh"), np.random.default_rng(0)
     model_dim = mtf.Dimension("d_model", 6)
@@ -153,8 +161,10 @@ def decode_step(call, *, positions, shared_kv=False, mesh_shape="", layout=""):
     layer = transformer_layers.SelfAttention(
         num_heads=heads.size, key_value_size=key.size, shared_kv=shared_kv,
         relative_attention_type="bias")
-    states = [random([batch, memory, heads, key])
-              for _ in range(1 if shared_kv else 2)]
+    states = [
+        mtf.transpose(random([batch, memory, heads, key]),
+                      mtf.Shape(dims(order)))
+        for _ in range(1 if shared_kv else 2)]
     context = transformer.Context(
         model=types.SimpleNamespace(
             mesh_shape=mesh_shape, layout=layout, model_dim=model_dim,
@@ -165,6 +175,8 @@ def decode_step(call, *, positions, shared_kv=False, mesh_shape="", layout=""):
         position=constant(mesh, np.int32(positions), [batch]),
         states=states, new_states=[])
     y = call(layer, context, random([batch, model_dim]))
+    new_states = [mtf.transpose(state, mtf.Shape(dims(UPSTREAM_ORDER)))
+                  for state in context.new_states]
     processors = mtf.convert_to_shape(mesh_shape)
     lowering = mtf.Lowering(mesh.graph, {
         mesh: mtf.placement_mesh_impl.PlacementMeshImpl(
@@ -173,7 +185,7 @@ def decode_step(call, *, positions, shared_kv=False, mesh_shape="", layout=""):
     weights = {v.name: rng.normal(size=v.shape.to_integer_list)
                for v in mesh.graph.trainable_variables}
     kinds = {op.type for op in tf.get_default_graph().get_operations()}
-    return evaluate(lowering, [y, *context.new_states], weights), kinds
+    return evaluate(lowering, [y, *new_states], weights), kinds
 
 
 @pytest.mark.parametrize("mesh", [
@@ -182,12 +194,14 @@ def decode_step(call, *, positions, shared_kv=False, mesh_shape="", layout=""):
     {"mesh_shape": "a:2", "layout": "memory_length:a"}])
 @pytest.mark.parametrize("shared_kv", [False, True])
 @pytest.mark.parametrize("positions", [[2, 2, 2, 2], [0, 5, 3, 7]])
-def test_cache_as_upstream(mesh, shared_kv, positions):
+@pytest.mark.parametrize(
+    "order", [UPSTREAM_ORDER, "batch heads memory_length d_kv"])
+def test_cache_as_upstream(mesh, shared_kv, positions, order):
   # 7 is past the end of a memory of 6: nothing is written.
   options = {"positions": positions, "shared_kv": shared_kv}
-  expected, _ = decode_step(ours.upstream_call, **options)
+  expected, _ = decode_step(ours.upstream_self_attention, **options)
   found, kinds = decode_step(
-      transformer_layers.SelfAttention.call, **options, **mesh)
+      transformer_layers.SelfAttention.call, **options, **mesh, order=order)
   assert ("TensorScatterUpdate" in kinds) == (
       "memory_length" not in mesh.get("layout", ""))
   for one, value in zip(found, expected, strict=True):

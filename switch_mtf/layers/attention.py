@@ -11,7 +11,8 @@ from switch_mtf import kernels
 from switch_mtf.dims import mesh_axis, on_tpu
 
 upstream_attention = upstream.attention
-upstream_call = transformer_layers.SelfAttention.call
+upstream_self_attention = transformer_layers.SelfAttention.call
+upstream_enc_dec_attention = transformer_layers.EncDecAttention.call
 
 
 def attention(
@@ -82,9 +83,10 @@ def self_attention(
 ) -> mtf.Tensor:
   """Stands for `SelfAttention.call`: decoding writes one position of the cache.
 
-  Upstream computes all of the cache anew for each token. Everything but a step
-  of decoding is upstream's, and so is all of it on TPU, with hyper-prompts and
-  where the cache is split by position.
+  Upstream computes all of the cache anew for each token, and has it in an order
+  in which each token transposes it. Everything but that is upstream's, and so
+  is all of it on TPU, with hyper-prompts and where the cache is split by
+  position.
 
   Args:
     layer: the layer.
@@ -98,9 +100,17 @@ def self_attention(
   memory_dim = layer.memory_length(context)
   axis, _ = mesh_axis(
       memory_dim, context.model.layout, context.model.mesh_shape)
-  if (context.mode != "incremental" or on_tpu(x.mesh) or axis is not None
-      or layer.hyperprompt_length_encoder or layer.hyperprompt_length_decoder):
-    return upstream_call(layer, context, x, losses)
+  if (on_tpu(x.mesh) or axis is not None or layer.hyperprompt_length_encoder
+      or layer.hyperprompt_length_decoder or context.mode not in (
+          "first_part", "incremental")):
+    return upstream_self_attention(layer, context, x, losses)
+  if context.mode == "first_part":
+    known = len(context.new_states)
+    y = upstream_self_attention(layer, context, x, losses)
+    context.new_states[known:] = [
+        _memory_by_memory(state, memory_dim)
+        for state in context.new_states[known:]]
+    return y
   params = layer.make_params(context)
   q = params.compute_q(x)
   new = ([params.compute_kv(x)] if layer.shared_kv
@@ -120,6 +130,36 @@ def self_attention(
   y = params.compute_output(
       o, output_shape=layer.expected_attention_output_shape(x, params))
   return layer.layer_output_from_attention_output(context, y, losses)
+
+
+def enc_dec_attention(
+    layer: transformer_layers.EncDecAttention, context: transformer.Context,
+    x: mtf.Tensor, losses: list[mtf.Tensor] | None = None,
+) -> mtf.Tensor:
+  """Stands for `EncDecAttention.call`: keeps keys and values as decoding reads.
+
+  Args:
+    layer: the layer.
+    context: of the stack.
+    x: [batch dims, length?, d_model].
+    losses: see upstream.
+
+  Returns:
+    The shape of `x`.
+  """
+  y = upstream_enc_dec_attention(layer, context, x, losses)
+  if context.mode == "first_part" and not on_tpu(x.mesh):
+    *kept, memory_dim = context.constant_states[-1]
+    context.constant_states[-1] = (
+        *(_memory_by_memory(x, memory_dim) for x in kept), memory_dim)
+  return y
+
+
+def _memory_by_memory(
+    x: mtf.Tensor, memory_dim: mtf.Dimension) -> mtf.Tensor:
+  """Puts the memory next to d_kv: [..., heads?, memory_length, d_kv]."""
+  others = [d for d in x.shape.dims if d != memory_dim]
+  return mtf.transpose(x, mtf.Shape([*others[:-1], memory_dim, others[-1]]))
 
 
 def _remember(
@@ -230,20 +270,16 @@ def _attend_one_query(
     q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None,
     dims: _Dims,
 ) -> mtf.Tensor:
-  """A step of decoding: keys and values stay as they are kept."""
+  """`kernels.attend_one_query` on each processor: a step of decoding."""
   output_dims = [
       dims.value_dim if d == dims.key_dim else d for d in q.shape.dims]
   orders = [x.shape.dims for x in (q, k, v, bias) if x is not None]
-  kept = [d for d in k.shape.dims if d != dims.key_dim]
-  memory_axis = kept.index(dims.memory_dim)
-  wanted = [[*kept, dims.key_dim]] * 2 + [
-      [*kept, dims.value_dim], [*kept, mtf.Dimension("one", 1)]]
+  wanted = [dims.q, dims.k, dims.v, dims.logits]
 
   def fn(*slices: tf.Tensor) -> tf.Tensor:
     arranged = map(_arrange, slices, orders, wanted)
-    y = kernels.attend_one_query(*arranged, memory_axis=memory_axis)
-    has = [d for d in wanted[2] if d != dims.memory_dim]
-    return _arrange(y, has, output_dims)
+    return _arrange(
+        kernels.attend_one_query(*arranged), dims.output, output_dims)
 
   return mtf.slicewise(
       fn, [x for x in (q, k, v, bias) if x is not None],

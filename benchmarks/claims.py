@@ -55,6 +55,9 @@ TEACHER_OF = {"distilled": "switch_e16", "distilled_init": "switch_e16",
               "distilled_init_mix": "switch_e16", "init": "switch_e16",
               "from_e4": "switch_e4", "from_e64": "switch_e64"}
 
+# What the runs of a comparison have in common.
+ALIKE = ("MIXTURE_NAME", "train_steps", "batch_size", "sequence_length")
+
 # Model -> a figure for each seed.
 Figures = Mapping[str, np.ndarray]
 
@@ -187,19 +190,27 @@ def read(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
   return found
 
 
-def write_runs(
-    runs: Mapping[tuple[str, int], dict[str, Any]], folder: str) -> None:
+def as_records(
+    runs: Mapping[tuple[str, int], dict[str, Any]],
+) -> dict[tuple[str, int], dict[str, Any]]:
+  """What is kept of each run."""
+  measure = report.measure_of(runs.values())
+  return {(model, seed): {
+      "model": model, "seed": seed, "measure": measure,
+      "quality": report.quality(run["validation"], measure),
+      "curve": [[r["step"], r[measure]] for r in run["validation"]],
+      "parameters": run["parameters"],
+      "choices": run["choices"].splitlines()}
+          for (model, seed), run in runs.items()}
+
+
+def write_records(
+    records: Mapping[tuple[str, int], dict[str, Any]], folder: str) -> None:
   """Writes one JSON a run."""
   os.makedirs(folder, exist_ok=True)
-  measure = report.measure_of(runs.values())
-  for (model, seed), run in runs.items():
+  for (model, seed), record in records.items():
     with open(os.path.join(folder, f"{model}_seed{seed}.json"), "w") as f:
-      json.dump({
-          "model": model, "seed": seed, "measure": measure,
-          "quality": report.quality(run["validation"], measure),
-          "curve": [[r["step"], r[measure]] for r in run["validation"]],
-          "parameters": run["parameters"],
-          "choices": run["choices"].splitlines()}, f, indent=1)
+      json.dump(record, f, indent=1)
       f.write("\n")
 
 
@@ -211,6 +222,27 @@ def recorded(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
       record = json.load(f)
     found[record["model"], record["seed"]] = record
   return found
+
+
+def check_alike(
+    records: Mapping[tuple[str, int], dict[str, Any]], comparison: str) -> None:
+  """Finds runs that cannot be compared: of other data, or of more steps.
+
+  Raises:
+    ValueError: if one of `ALIKE` differs.
+  """
+  for name in ALIKE:
+    found = {}
+    for (model, seed), record in records.items():
+      for choice in record["choices"]:
+        if choice.startswith(f"{name} = "):
+          found.setdefault(choice, f"{model}_seed{seed}")
+    if len(found) > 1:
+      raise ValueError(
+          f"claims: the runs of a comparison must have the same {name}, with "
+          + ", ".join(f"{choice} in {run}" for choice, run in found.items())
+          + f". Run gin/experiments/small_scale/{comparison}.gin as it is, or "
+          "delete the JSON files that are of other runs.")
 
 
 def figures_of(records: Mapping[tuple[str, int], dict[str, Any]],
@@ -288,15 +320,19 @@ def write_all(runs_folder: str, results: str) -> list[dict[str, Any]]:
   Args:
     runs_folder: with a folder for each comparison.
     results: where to write.
+
+  Raises:
+    ValueError: as `check_alike`, with nothing of that comparison written.
   """
   claims = []
   for name, (folder, about, paper) in COMPARISONS.items():
     folder = os.path.join(results, folder)
-    if runs := read(os.path.join(runs_folder, name)):
-      write_runs(runs, folder)
-    records = recorded(folder)
+    new = as_records(read(os.path.join(runs_folder, name)))
+    records = recorded(folder) | new
     if not records:
       continue
+    check_alike(records, name)
+    write_records(new, folder)
     figures = figures_of(records, list(paper))
     words, unit = report.MEASURES[next(iter(records.values()))["measure"]]
     draw(figures, paper, name.replace("_", " "), f"{words} ({unit})",
@@ -321,7 +357,11 @@ def main() -> int:
   parser.add_argument("--runs", default="runs/small_scale",
                       help="folder of the comparisons (default: %(default)s)")
   arguments = parser.parse_args()
-  claims = write_all(arguments.runs, os.path.join(ROOT, "results"))
+  try:
+    claims = write_all(arguments.runs, os.path.join(ROOT, "results"))
+  except ValueError as error:
+    print(error, file=sys.stderr)
+    return 2
   if not claims:
     print("claims: a comparison must have been run, with "
           f"runs={arguments.runs}. Begin with gin/experiments/small_scale/"

@@ -61,7 +61,8 @@ def finished_run(folder, name, values, measure="neg_log_perplexity"):
   """What a run leaves behind, as far as claims read it."""
   return {"validation": [{"step": step, measure: value}
                          for step, value in enumerate(values, 1)],
-          "parameters": 5, "choices": "a = 1", "train": []}
+          "parameters": 5, "choices": f"a = 1\ntrain_steps = {len(values)}",
+          "train": []}
 
 
 def test_everything_is_written(tmp_path, monkeypatch):
@@ -120,6 +121,21 @@ def test_what_was_recorded_before_is_kept(tmp_path, monkeypatch):
       for seed in range(2)} if "distillation" in folder else {})
   claim, = claims.write_all("second", str(tmp_path))
   assert claim["ours"] == pytest.approx([0.5, 0.49])
+
+
+def test_runs_of_other_lengths_are_not_compared(tmp_path, monkeypatch):
+  def write(model, curve):
+    monkeypatch.setattr(claims, "read", lambda folder: {
+        (model, 0): finished_run("", "", curve)
+    } if "distillation" in folder else {})
+    claims.write_all("runs", str(tmp_path))
+
+  write("dense", [-4.0, -3.0])
+  with pytest.raises(ValueError, match=(
+      "claims: the runs of a comparison must have the same train_steps, with "
+      "train_steps = 2 in dense_seed0, train_steps = 1 in init_seed0")):
+    write("init", [-2.0])
+  assert not (tmp_path / "distill/init_seed0.json").exists()
 
 
 def test_the_page_and_the_claims_are_of_the_recorded_runs(tmp_path):

@@ -141,6 +141,19 @@ def test_dropout(broadcast):
 UPSTREAM_ORDER = "batch memory_length heads d_kv"
 
 
+def context_of(mesh, mode, *, mesh_shape="", layout="", **options):
+  """A stack's, in decoding, of sequences as long as the memory."""
+  return transformer.Context(
+      model=types.SimpleNamespace(
+          mesh_shape=mesh_shape, layout=layout, ensemble_dim=None,
+          model_dim=mtf.Dimension("d_model", 6), fully_autoregressive=True,
+          ensemble_dims=[]),
+      mesh=mesh, batch_dims=dims("batch"), mode=mode,
+      length_dim=mtf.Dimension("length", SIZES["memory_length"]),
+      variable_dtype=mtf.VariableDType(tf.float32, tf.float32, tf.float32),
+      new_states=[], **options)
+
+
 def decode_step(
     call, *, positions, shared_kv=False, mesh_shape="", layout="",
     order=UPSTREAM_ORDER):
@@ -165,15 +178,9 @@ def decode_step(
         mtf.transpose(random([batch, memory, heads, key]),
                       mtf.Shape(dims(order)))
         for _ in range(1 if shared_kv else 2)]
-    context = transformer.Context(
-        model=types.SimpleNamespace(
-            mesh_shape=mesh_shape, layout=layout, model_dim=model_dim,
-            fully_autoregressive=True, ensemble_dim=None, ensemble_dims=[]),
-        mesh=mesh, batch_dims=[batch], mode="incremental",
-        length_dim=mtf.Dimension("length", memory.size),
-        variable_dtype=mtf.VariableDType(tf.float32, tf.float32, tf.float32),
-        position=constant(mesh, np.int32(positions), [batch]),
-        states=states, new_states=[])
+    context = context_of(
+        mesh, "incremental", mesh_shape=mesh_shape, layout=layout,
+        position=constant(mesh, np.int32(positions), [batch]), states=states)
     y = call(layer, context, random([batch, model_dim]))
     new_states = [mtf.transpose(state, mtf.Shape(dims(UPSTREAM_ORDER)))
                   for state in context.new_states]
@@ -206,3 +213,27 @@ def test_cache_as_upstream(mesh, shared_kv, positions, order):
       "memory_length" not in mesh.get("layout", ""))
   for one, value in zip(found, expected, strict=True):
     np.testing.assert_allclose(one, value, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_what_is_kept_lies_as_it_is_read():
+  # Keys and values of each head one after another.
+  with tf.Graph().as_default():
+    mesh = mtf.Mesh(mtf.Graph(), "mesh")
+    model_dim, memory = mtf.Dimension("d_model", 6), dims("memory_length")
+    length = mtf.Dimension("length", SIZES["memory_length"])
+    context = context_of(
+        mesh, "first_part", position=mtf.range(mesh, length, tf.int32),
+        encoder_output=mtf.zeros(
+            mesh, mtf.Shape([*dims("batch"), *memory, model_dim])),
+        constant_states=[])
+    x = mtf.zeros(mesh, mtf.Shape([*dims("batch"), length, model_dim]))
+    for cls in (transformer_layers.SelfAttention,
+                transformer_layers.EncDecAttention):
+      with tf.variable_scope(cls.__name__):
+        cls(num_heads=SIZES["heads"], key_value_size=SIZES["d_kv"]).call(
+            context, x)
+  (k, v, memory_dim), = context.constant_states
+  assert memory_dim == memory[0]
+  for kept in (*context.new_states, k, v):
+    assert kept.shape.dims == dims("batch heads memory_length d_kv")
+  assert len(context.new_states) == 2

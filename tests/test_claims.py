@@ -143,8 +143,9 @@ def test_the_page_and_the_claims_are_of_the_recorded_runs(tmp_path):
     shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
   found = claims.write_all(str(tmp_path / "no_runs"), str(tmp_path))
   assert found == json.loads((ROOT / "results/claims.json").read_text())
-  for name in ("claims.md", "distill/distillation.md",
-               "finetune/sentiment/sentiment.md"):
+  for name in ("claims.md", *(
+      f"{folder}/{comparison}.md"
+      for comparison, (folder, *_) in claims.COMPARISONS.items())):
     assert (tmp_path / name).read_text() == (
         ROOT / "results" / name).read_text()
   assert (ROOT / "results/claims.md").read_text() in (

@@ -138,20 +138,13 @@ def enc_dec_attention(
 ) -> mtf.Tensor:
   """Stands for `EncDecAttention.call`: keeps keys and values as decoding reads.
 
-  Args:
-    layer: the layer.
-    context: of the stack.
-    x: [batch dims, length?, d_model].
-    losses: see upstream.
-
-  Returns:
-    The shape of `x`.
+  What it takes and returns is what `self_attention` does.
   """
   y = upstream_enc_dec_attention(layer, context, x, losses)
   if context.mode == "first_part" and not on_tpu(x.mesh):
     *kept, memory_dim = context.constant_states[-1]
     context.constant_states[-1] = (
-        *(_memory_by_memory(x, memory_dim) for x in kept), memory_dim)
+        *(_memory_by_memory(one, memory_dim) for one in kept), memory_dim)
   return y
 
 

@@ -20,6 +20,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gin
 import numpy as np
 
 # "0" leaves what computes as upstream has it: to compare, or to see whether
@@ -210,7 +211,9 @@ def open_model_fn() -> None:
   @functools.wraps(upstream)
   def tpu_estimator_model_fn(*args, **kwargs):
     model_fn = upstream(*args, **kwargs)
-    call = inspect.signature(upstream).bind(*args, **kwargs).arguments
+    # Gin adds what it binds behind this function.
+    call = gin.get_bindings("tpu_estimator_model_fn") | (
+        inspect.signature(upstream).bind(*args, **kwargs).arguments)
 
     def opened(features, labels, mode, params=None, config=None):
       run = _model_run(mode, features, call)

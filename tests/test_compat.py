@@ -223,6 +223,21 @@ def test_run_is_described(monkeypatch, extensions):
       init_variable_filter="^x")
 
 
+def test_bindings_of_gin_are_described(monkeypatch, extensions):
+  recorder = Recorder("one", [])
+  compat.extend_model_fn(recorder)
+  gin.parse_config("""
+      tpu_estimator_model_fn.init_variable_filter = "^x"
+      tpu_estimator_model_fn.init_checkpoint = "/of/gin"
+  """)
+  model_fn = open_fake(monkeypatch, lambda *args, **kwargs: [])
+  # What the caller says wins, as it does in gin.
+  model_fn(**ARGUMENTS, init_checkpoint="/b/c")(
+      {"inputs": 0, "targets": 0}, None, "eval")
+  assert recorder.run.init_variable_filter == "^x"
+  assert recorder.run.init_checkpoint == "/b/c"
+
+
 def test_run_is_described_without_optional_arguments(monkeypatch, extensions):
   recorder = Recorder("one", [])
   compat.extend_model_fn(recorder)

@@ -16,12 +16,15 @@ import importlib.util
 import inspect
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gin
 import numpy as np
+
+from switch_mtf import late_imports
 
 # "0" leaves what computes as upstream has it: to compare, or to see whether
 # something of ours is at fault.
@@ -39,12 +42,31 @@ def use_onednn() -> None:
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
+def import_when_used() -> None:
+  """Puts off imports that only metrics and search spaces need.
+
+  t5, seqio and Keras import them at their own import; together they take a
+  sixth of the time until the first step. Hence called here, before
+  TensorFlow's import. Can go when those packages import them where they are
+  used.
+  """
+  for name in ("scipy.stats", "sklearn", "rouge_score.rouge_scorer", "pandas",
+               "pyglove", "tensorflow_hub"):
+    late_imports.import_when_used(name)
+  metrics = late_imports.import_when_used("sklearn.metrics")
+  # t5 asks whether there are these, to call them some day.
+  for name in ("fbeta_score", "matthews_corrcoef") if metrics else ():
+    setattr(metrics, name, lambda *args, name=name, **kwargs: getattr(
+        metrics.imported(), name)(*args, **kwargs))
+
+
 _COLLECTS_GARBAGE = gc.isenabled()
 if FAST:
   # Until the end of this file: nothing that is imported is garbage, and looking
   # for it takes a third of the time.
   gc.disable()
   use_onednn()
+  import_when_used()
 
 import tensorflow.compat.v1 as tf  # noqa: E402
 
@@ -616,6 +638,55 @@ def leave_packing_as_written() -> None:
         getattr(module, name)))
 
 
+def read_data_early() -> None:
+  """Begins to read data when a session does, not when its first step does.
+
+  Estimator makes the iterator last, after the checkpoint of step 0, and
+  nothing is read before the first step asks: a second of waiting for shuffling
+  buffers to fill. Can go when Estimator starts its iterators earlier.
+  """
+  from tensorflow_estimator.python.estimator import util
+
+  class InitializerHook(tf.train.SessionRunHook):
+    """Makes the iterator where tables are made, and after them."""
+
+    def __init__(self, iterator):
+      self._initializer = iterator.initializer
+
+    def begin(self):
+      tables = tf.get_collection_ref(tf.GraphKeys.TABLE_INITIALIZERS)
+      self._initializer._add_control_inputs(tables)
+      tables.append(self._initializer)
+
+  upstream = util.parse_input_fn_result
+
+  def parse_input_fn_result(result):
+    if isinstance(result, tf.data.Dataset):
+      options = tf.data.Options()
+      options.experimental_warm_start = True
+      result = result.with_options(options)
+    return upstream(result)
+
+  util._DatasetInitializerHook = InitializerHook
+  util.parse_input_fn_result = parse_input_fn_result
+
+
+def write_graph_beside() -> None:
+  """Writes `graph.pbtxt` beside the first step, not before it.
+
+  Its text takes most of a second, in Python. Can go when
+  `CheckpointSaverHook` writes it in C++ or not at all.
+  """
+  from tensorflow.python.training import training_util
+  upstream = training_util.write_graph
+
+  def write_graph(*args, **kwargs):
+    # Python waits for it before it exits.
+    threading.Thread(target=upstream, args=args, kwargs=kwargs).start()
+
+  training_util.write_graph = write_graph
+
+
 def apply() -> None:
   """Applies every patch, in the order they depend on each other."""
   check_versions()
@@ -632,6 +703,8 @@ def apply() -> None:
     name_types_only_in_errors()
     transpose_only_to_reorder()
     leave_packing_as_written()
+    read_data_early()
+    write_graph_beside()
   open_model_fn()
   score_texts_off_tpu()
   decode_to_text()

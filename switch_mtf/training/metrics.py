@@ -18,7 +18,6 @@ import json
 import os
 from typing import Any
 
-import matplotlib.image
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -107,6 +106,7 @@ def write_heat_maps(
     writer: tf.summary.FileWriter, records: list[dict[str, Any]]
 ) -> None:
   """Writes `heat_maps` to TensorBoard: blue below a fair share, red above."""
+  import matplotlib.image  # a fifth of a second, after the first step
   values = []
   for name, load in heat_maps(records).items():
     # As large as it takes to see something.

@@ -159,8 +159,7 @@ def main(arguments: Sequence[str]) -> None:
   record.data["rates"] = {}
   if importlib.util.find_spec("torch"):
     record.data["rates"]["torch"] = torch_rates()
-  from switch_mtf import compat
-  compat.make_torch_optional(installed=False)  # as in benchmarks.worker
+  import switch_mtf.compat  # noqa: F401  (TensorFlow as our models have it)
   record.data["rates"]["tensorflow"] = tensorflow_rates()
   print(f"{NAME}/rates {record.data['rates']}", flush=True)
   record.data["steps"] = []

@@ -48,8 +48,6 @@ def build(spec: Spec, **options: Any) -> Subject:
     return layer_model.build(spec)
   if spec.subject == "upstream":
     os.environ["SWITCH_MTF_FAST"] = "0"
-  from switch_mtf import compat
-  compat.make_torch_optional(installed=False)  # t5 would import it
   from benchmarks import mesh_model
   return mesh_model.build(spec, **options)
 

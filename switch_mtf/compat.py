@@ -116,32 +116,30 @@ def restore_tensor_conversion_registry() -> None:
         tensor_conversion_registry.register_tensor_conversion_function)
 
 
-def make_torch_optional(installed: bool | None = None) -> None:
-  """Lets `t5.models` be imported where torch is not installed.
+def leave_torch_out() -> None:
+  """Lets `t5.models` be imported without torch.
 
-  `t5/models/__init__.py` imports `hf_model`, which needs torch, for one class
-  that Mesh-TF never uses. Can go when t5 imports it lazily.
-
-  Args:
-    installed: whether torch is; looked up by default. With False torch is left
-      alone even where it is.
+  `t5/models/__init__.py` imports `hf_model` for one class that Mesh-TF never
+  uses, and with it torch, which may be missing, and else takes as long to
+  import as all the rest. Can go when t5 imports it lazily.
   """
-  if installed is None:
-    installed = importlib.util.find_spec("torch") is not None
-  if installed:
-    return
+  name = "t5.models.hf_model"
 
   class HfPyTorchModel:
-    """Stands for `t5.models.HfPyTorchModel` where torch is missing."""
+    """Makes a `t5.models.HfPyTorchModel`, for which it imports torch."""
 
-    def __init__(self, *unused_args, **unused_kwargs):
-      raise ImportError(
-          "t5.models.HfPyTorchModel: torch must be installed, and it is not. "
-          "Run: pip install torch, or use t5.models.MtfModel.")
+    def __new__(cls, *args, **kwargs):
+      if importlib.util.find_spec("torch") is None:
+        raise ImportError(
+            "t5.models.HfPyTorchModel: torch must be installed, and it is not. "
+            "Run: pip install torch, or use t5.models.MtfModel.")
+      if sys.modules.get(name) is module:
+        del sys.modules[name]
+      return importlib.import_module(name).HfPyTorchModel(*args, **kwargs)
 
-  module = types.ModuleType("t5.models.hf_model")
+  module = types.ModuleType(name)
   module.HfPyTorchModel = HfPyTorchModel
-  sys.modules.setdefault("t5.models.hf_model", module)
+  sys.modules.setdefault(name, module)
 
 
 def use_resource_variables() -> None:
@@ -693,7 +691,7 @@ def apply() -> None:
   if FAST:
     keep_freed_memory()
   restore_tensor_conversion_registry()
-  make_torch_optional()
+  leave_torch_out()
   use_resource_variables()
   if FAST:
     read_variables_once()

@@ -102,26 +102,33 @@ def test_registry_of_an_older_tensorflow_is_left_alone(monkeypatch):
 def test_torch_model_says_what_is_missing(monkeypatch):
   monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
   monkeypatch.delitem(sys.modules, "t5.models.hf_model", raising=False)
-  compat.make_torch_optional()
+  compat.leave_torch_out()
   with pytest.raises(ImportError, match="HfPyTorchModel: torch must be "
                      "installed, .* pip install torch"):
     sys.modules["t5.models.hf_model"].HfPyTorchModel("t5-base", "model", "cpu")
 
 
-@pytest.mark.parametrize("installed", [False, True])
-def test_torch_stub_only_where_torch_is_missing(monkeypatch, installed):
+def test_torch_model_is_t5s_where_torch_is_installed(monkeypatch):
+  real = types.ModuleType("t5.models.hf_model")
+  real.HfPyTorchModel = lambda *args, **kwargs: ("real", args, kwargs)
   monkeypatch.setattr(compat.importlib.util, "find_spec",
-                      lambda name: object() if installed else None)
+                      lambda name: object())
+  monkeypatch.setattr(compat.importlib, "import_module",
+                      {"t5.models.hf_model": real}.__getitem__)
   monkeypatch.delitem(sys.modules, "t5.models.hf_model", raising=False)
-  compat.make_torch_optional()
-  assert ("t5.models.hf_model" in sys.modules) == (not installed)
+  compat.leave_torch_out()
+  stub = sys.modules["t5.models.hf_model"].HfPyTorchModel
+  for _ in range(2):
+    assert stub("t5-base", device="cpu") == (
+        "real", ("t5-base",), {"device": "cpu"})
+    # Importing it no longer finds the stub.
+    assert "t5.models.hf_model" not in sys.modules
 
 
 def test_torch_stub_keeps_a_module_already_imported(monkeypatch):
   module = types.ModuleType("t5.models.hf_model")
-  monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
   monkeypatch.setitem(sys.modules, "t5.models.hf_model", module)
-  compat.make_torch_optional()
+  compat.leave_torch_out()
   assert sys.modules["t5.models.hf_model"] is module
 
 

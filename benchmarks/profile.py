@@ -3,9 +3,10 @@
   python -m benchmarks.profile
 
 Writes results/benchmarks/profile.json: for each number of experts the seconds
-of a step, the seconds that its operations took by what they are for, and the
-rate of its matmuls; beside that the rates of one large matmul and of copying
-memory on the same machine, in TensorFlow and, where it is installed, in torch.
+of a step, the seconds that its operations took by what they are for, the rate
+of its matmuls, and how fast the others read and write; beside that the rates of
+one large matmul and of copying memory on the same machine, in TensorFlow and,
+where it is installed, in torch.
 TensorFlow runs one operation at a time here, so that their seconds add up; two
 at a time, as in `train_step`, a step is about a tenth faster.
 """
@@ -66,6 +67,19 @@ def matmul_flops(op) -> int:
       -2 if transposed else -1]
 
 
+def moved_bytes(op) -> int:
+  """Bytes that an operation reads and writes, if it does so once.
+
+  Args:
+    op: a tf.Operation. Of inputs and outputs of unknown shape, and of handles
+      of variables, nothing is counted.
+  """
+  return sum(
+      x.shape.num_elements() * x.dtype.size for x in [*op.inputs, *op.outputs]
+      if x.shape.is_fully_defined() and (
+          x.dtype.is_floating or x.dtype.is_integer or x.dtype.is_bool))
+
+
 def step(experts: int, vocabulary: int) -> dict[str, Any]:
   """Profiles one training step of our model.
 
@@ -91,16 +105,25 @@ def step(experts: int, vocabulary: int) -> dict[str, Any]:
         trace_level=tf.RunOptions.FULL_TRACE), run_metadata=trace)
     model.session.close()
   spent, flops = collections.Counter(), 0
+  moved, moving = collections.Counter(), collections.Counter()
   operations = {op.name: op for op in graph.get_operations()}
   for device in trace.step_stats.dev_stats:
     for node in device.node_stats:
       kind = node.timeline_label.partition("= ")[2].partition("(")[0]
       part = part_of(node.node_name, kind)
-      spent[part] += (node.op_end_rel_micros - node.op_start_rel_micros) / 1e6
-      if part == "matmul" and node.node_name in operations:
-        flops += matmul_flops(operations[node.node_name])
+      took = (node.op_end_rel_micros - node.op_start_rel_micros) / 1e6
+      spent[part] += took
+      op = operations.get(node.node_name)
+      if op is None:  # of TensorFlow's own making
+        continue
+      moved[part] += moved_bytes(op)
+      moving[part] += took
+      if part == "matmul":
+        flops += matmul_flops(op)
   return {"experts": experts, "vocabulary": vocabulary,
           "step_seconds": seconds, "seconds": dict(spent.most_common()),
+          "gb_per_second": {
+              part: moved[part] / 1e9 / moving[part] for part in moving},
           "matmul_gflop": flops / 1e9,
           "matmul_gflop_per_second": flops / 1e9 / spent["matmul"]}
 

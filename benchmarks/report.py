@@ -169,7 +169,7 @@ def profile_table(record: dict[str, Any]) -> str:
   rows = [
       ["dense" if step["experts"] == 1 else str(step["experts"]),
        f"{step['step_seconds']:.2f}",
-       *(f"{step['seconds'].get(part, 0):.2f}" for part in parts),
+       *(_seconds(step, part) for part in parts),
        f"{step['matmul_gflop_per_second']:.0f}"]
       for step in record["steps"]]
   could = " ".join(
@@ -178,7 +178,14 @@ def profile_table(record: dict[str, Any]) -> str:
       f"{rate['gb_per_second']:.0f} GB/s (read and written)."
       for library, rate in record["rates"].items())
   return "\n\n".join([
-      _table(["experts", "step", *parts, "matmul GFLOP/s"], rows), could])
+      _table(["experts", "step", *parts, "matmul GFLOP/s"], rows),
+      "In brackets GB/s, read and written. " + could])
+
+
+def _seconds(step: dict[str, Any], part: str) -> str:
+  """What a part of a step took and, but for matmuls, its GB/s in brackets."""
+  rate = step["gb_per_second"].get(part, 0) if part != "matmul" else 0
+  return f"{step['seconds'].get(part, 0):.2f}" + (f" ({rate:.0f})" if rate else "")
 
 
 def machine_line(record: dict[str, Any]) -> str:

@@ -44,14 +44,16 @@ def test_report_of_a_profile():
       "rates": {"torch": {"gflop_per_second": 164.6, "gb_per_second": 19.8}},
       "steps": [
           {"experts": 1, "step_seconds": 1.234, "matmul_gflop_per_second": 140,
-           "seconds": {"matmul": 0.9, "norm": 0.1}},
+           "seconds": {"matmul": 0.9, "norm": 0.1},
+           "gb_per_second": {"matmul": 4.0, "norm": 7.6}},
           {"experts": 8, "step_seconds": 1.5, "matmul_gflop_per_second": 120,
-           "seconds": {"matmul": 1.0, "optimizer": 0.25}}]})
+           "seconds": {"matmul": 1.0, "optimizer": 0.25},
+           "gb_per_second": {"optimizer": 12.0}}]})
   lines = text.splitlines()
   assert lines[0] == (
       "| experts | step | matmul | optimizer | norm | matmul GFLOP/s |")
-  assert lines[2:4] == ["| dense | 1.23 | 0.90 | 0.00 | 0.10 | 140 |",
-                        "| 8 | 1.50 | 1.00 | 0.25 | 0.00 | 120 |"]
+  assert lines[2:4] == ["| dense | 1.23 | 0.90 | 0.00 | 0.10 (8) | 140 |",
+                        "| 8 | 1.50 | 1.00 | 0.25 (12) | 0.00 | 120 |"]
   assert "165 GFLOP/s" in lines[-1] and "20 GB/s" in lines[-1]
 
 
@@ -82,6 +84,17 @@ def test_flops_of_a_matmul():
                 x=batch, y=tf.zeros([2, 4, 5]), adj_x=True, Tout=tf.float32)):
     assert profile.matmul_flops(y.op) == 240
   assert profile.matmul_flops((a + 1.0).op) == 0
+
+
+def test_bytes_that_an_operation_moves():
+  # 12 and 20 floats in, 15 out.
+  assert profile.moved_bytes(
+      tf.matmul(tf.zeros([3, 4]), tf.zeros([4, 5])).op) == 4 * (12 + 20 + 15)
+  # 8 of 4 bytes in, 8 of one byte out; texts and unknown shapes do not count.
+  assert profile.moved_bytes(tf.cast(tf.zeros([8]), tf.bool).op) == 8 * (4 + 1)
+  assert profile.moved_bytes(tf.constant("text").op) == 0
+  assert profile.moved_bytes(
+      tf.where(tf.constant([True, False])).op) == 2
 
 
 def test_report_command(tmp_path, capsys):

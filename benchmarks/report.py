@@ -185,7 +185,8 @@ def profile_table(record: dict[str, Any]) -> str:
 def _seconds(step: dict[str, Any], part: str) -> str:
   """What a part of a step took and, but for matmuls, its GB/s in brackets."""
   rate = step["gb_per_second"].get(part, 0) if part != "matmul" else 0
-  return f"{step['seconds'].get(part, 0):.2f}" + (f" ({rate:.0f})" if rate else "")
+  seconds = f"{step['seconds'].get(part, 0):.2f}"
+  return f"{seconds} ({rate:.0f})" if rate else seconds
 
 
 def machine_line(record: dict[str, Any]) -> str:

@@ -126,15 +126,19 @@ def test_einsum_keeps_the_type(equation, dtype):
 @pytest.mark.parametrize("b_transposed", [False, True])
 @pytest.mark.parametrize("batch", [[], [2], [2, 3]])
 @pytest.mark.parametrize("long", [5, 6])  # 5 entries are summed
-def test_matmul(a_transposed, b_transposed, batch, long, monkeypatch):
+@pytest.mark.parametrize("all_threads", [False, True])
+def test_matmul(
+    a_transposed, b_transposed, batch, long, all_threads, monkeypatch):
   monkeypatch.setattr(kernels, "LONG", long)
+  monkeypatch.setattr(kernels, "ALL_THREADS", all_threads)
   rng = np.random.default_rng(0)
   a, b = rng.normal(size=[*batch, 4, 5]), rng.normal(size=[*batch, 5, 6])
   given = [np.swapaxes(x, -1, -2) if transposed else x
            for x, transposed in ((a, a_transposed), (b, b_transposed))]
   close(run(kernels.matmul(*(tf.constant(x, tf.float32) for x in given),
                            a_transposed, b_transposed)), a @ b)
-  assert ("BatchMatMulV3" in kinds()) == (a_transposed and long == 5)
+  assert ("BatchMatMulV3" in kinds()) == (
+      a_transposed and long == 5 and not all_threads)
 
 
 def softmax(x, axis=-1):

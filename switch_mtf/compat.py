@@ -649,12 +649,10 @@ def read_data_early() -> None:
     """Makes the iterator where tables are made, and after them."""
 
     def __init__(self, iterator):
-      self._initializer = iterator.initializer
-
-    def begin(self):
+      # Before there is a model: its Scaffold may take what is there by then.
       tables = tf.get_collection_ref(tf.GraphKeys.TABLE_INITIALIZERS)
-      self._initializer._add_control_inputs(tables)
-      tables.append(self._initializer)
+      iterator.initializer._add_control_inputs(tables)
+      tables.append(iterator.initializer)
 
   upstream = util.parse_input_fn_result
 

@@ -407,7 +407,10 @@ def test_reference_variables_are_refused(monkeypatch):
 # Sessions.
 
 
-def test_data_is_read_before_it_is_asked_for():
+# As a Scaffold is by default, and as mesh_tensorflow makes it for prediction.
+@pytest.mark.parametrize("local_init_op", [
+    lambda: None, tf.train.Scaffold.default_local_init_op])
+def test_data_is_read_before_it_is_asked_for(local_init_op):
   read = threading.Event()
 
   def tell(x):
@@ -425,7 +428,9 @@ def test_data_is_read_before_it_is_asked_for():
   with tf.Graph().as_default():
     features, labels, hooks = estimator_util.parse_input_fn_result(made())
     assert labels is None
-    with tf.train.MonitoredSession(hooks=hooks) as session:
+    creator = tf.train.ChiefSessionCreator(
+        tf.train.Scaffold(local_init_op=local_init_op()))
+    with tf.train.MonitoredSession(creator, hooks=hooks) as session:
       assert read.wait(timeout=30)
       # The table was filled before it was read.
       assert [session.run(features) for _ in range(5)] == [0, 10, 20, 30, 40]

@@ -657,7 +657,8 @@ def read_data_early() -> None:
   upstream = util.parse_input_fn_result
 
   def parse_input_fn_result(result):
-    if isinstance(result, tf.data.Dataset):
+    # That of version 1 is a subclass.
+    if isinstance(result, tf.compat.v2.data.Dataset):
       options = tf.data.Options()
       options.experimental_warm_start = True
       result = result.with_options(options)

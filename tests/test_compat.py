@@ -410,7 +410,8 @@ def test_reference_variables_are_refused(monkeypatch):
 # As a Scaffold is by default, and as mesh_tensorflow makes it for prediction.
 @pytest.mark.parametrize("local_init_op", [
     lambda: None, tf.train.Scaffold.default_local_init_op])
-def test_data_is_read_before_it_is_asked_for(local_init_op):
+@pytest.mark.parametrize("data", [tf.data, tf.compat.v2.data])
+def test_data_is_read_before_it_is_asked_for(local_init_op, data):
   read = threading.Event()
 
   def tell(x):
@@ -421,7 +422,7 @@ def test_data_is_read_before_it_is_asked_for(local_init_op):
     table = tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
             tf.range(5, dtype=tf.int64), tf.range(5, dtype=tf.int64) * 10), -1)
-    return tf.data.Dataset.range(5).map(
+    return data.Dataset.range(5).map(
         lambda x: tf.numpy_function(tell, [table.lookup(x)], tf.int64)
     ).prefetch(1)
 

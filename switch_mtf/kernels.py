@@ -49,12 +49,15 @@ def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
   return y
 
 
-# Whether oneDNN computes weight gradients with all threads. It is then faster
-# than TensorFlow's own kernel at any length, a step by 5 to 8 %.
-ALL_THREADS = __cpu_features__.get("AVX512F", False)
-# Summed entries from which TensorFlow's own kernel is faster where it does not.
+# With AVX-512 oneDNN computes weight gradients with all threads, without it with
+# one. A step is 5 to 8 % faster by it then.
+AVX512 = __cpu_features__.get("AVX512F", False)
+# Summed entries from which TensorFlow's own kernel is faster without AVX-512.
 # With less, experts of few tokens, it is slower.
 LONG = 128
+# Rows, such as tokens that are decoded, for which oneDNN multiplies by a large
+# matrix up to a third faster in parts of so many entries, which stay in cache.
+FEW_ROWS, CACHED = 16, 2**19
 
 
 def matmul(
@@ -71,9 +74,22 @@ def matmul(
   Returns:
     [..., n, m].
   """
-  if a_transposed and a.shape[-2] >= LONG and not ALL_THREADS:
+  if a_transposed and a.shape[-2] >= LONG and not AVX512:
     return _matmul_of_eigen(a, b, a_transposed, b_transposed)
+  if b_transposed and not a_transposed and b.shape.rank == 2 and (
+      1 < a.shape[0] <= FEW_ROWS and b.shape.num_elements() > CACHED):
+    return _matmul_in_parts(a, b)
   return tf.matmul(a, b, transpose_a=a_transposed, transpose_b=b_transposed)
+
+
+def _matmul_in_parts(a_NK: tf.Tensor, b_MK: tf.Tensor) -> tf.Tensor:
+  """`matmul` of few rows with the transpose of `b_MK`, `CACHED` at a time."""
+  rows, summed = b_MK.shape.as_list()
+  part = max(1, CACHED // summed)
+  parts = tf.split(b_MK, [
+      min(part, rows - start) for start in range(0, rows, part)])
+  return tf.concat(
+      [tf.matmul(a_NK, b, transpose_b=True) for b in parts], axis=-1)
 
 
 def _matmul_of_eigen(
@@ -201,7 +217,10 @@ def attend_one_query(
   logits = _matmul_of_eigen(q_BK[..., None, :], k_BMK, False, True)
   if bias is not None:
     logits += bias[..., None, :]
-  weights = tf.cast(tf.nn.softmax(logits), v_BMV.dtype)
+  # The softmax, for which oneDNN takes longer where there is this little.
+  weights = tf.exp(logits - tf.reduce_max(logits, axis=-1, keepdims=True))
+  weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
+  weights = tf.cast(weights, v_BMV.dtype)
   return _matmul_of_eigen(weights, v_BMV, False, False)[..., 0, :]
 
 
@@ -365,9 +384,10 @@ def chosen_matmul(
     [rows, outputs].
   """
   _, inputs, outputs = kernel_EIO.shape.as_list()
-  # For one row a third faster than oneDNN's.
+  # Without AVX-512 oneDNN's takes up to half as long again.
+  multiply = matmul if AVX512 else _matmul_of_eigen
   return tf.concat([
-      _matmul_of_eigen(x_RI[row:row + 1], tf.reshape(
+      multiply(x_RI[row:row + 1], tf.reshape(
           tf.slice(kernel_EIO, [expert_R[row], 0, 0], [1, inputs, outputs]),
           [inputs, outputs]), False, False)
       for row in range(expert_R.shape.as_list()[0])], axis=0)

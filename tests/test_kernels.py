@@ -126,11 +126,11 @@ def test_einsum_keeps_the_type(equation, dtype):
 @pytest.mark.parametrize("b_transposed", [False, True])
 @pytest.mark.parametrize("batch", [[], [2], [2, 3]])
 @pytest.mark.parametrize("long", [5, 6])  # 5 entries are summed
-@pytest.mark.parametrize("all_threads", [False, True])
+@pytest.mark.parametrize("avx512", [False, True])
 def test_matmul(
-    a_transposed, b_transposed, batch, long, all_threads, monkeypatch):
+    a_transposed, b_transposed, batch, long, avx512, monkeypatch):
   monkeypatch.setattr(kernels, "LONG", long)
-  monkeypatch.setattr(kernels, "ALL_THREADS", all_threads)
+  monkeypatch.setattr(kernels, "AVX512", avx512)
   rng = np.random.default_rng(0)
   a, b = rng.normal(size=[*batch, 4, 5]), rng.normal(size=[*batch, 5, 6])
   given = [np.swapaxes(x, -1, -2) if transposed else x
@@ -138,7 +138,7 @@ def test_matmul(
   close(run(kernels.matmul(*(tf.constant(x, tf.float32) for x in given),
                            a_transposed, b_transposed)), a @ b)
   assert ("BatchMatMulV3" in kinds()) == (
-      a_transposed and long == 5 and not all_threads)
+      a_transposed and long == 5 and not avx512)
 
 
 def softmax(x, axis=-1):
@@ -289,8 +289,22 @@ def test_cross_entropy_by_hand():
   close(grad, [[.5 + .5 * log_z, -.5 + .5 * log_z]])
 
 
+@pytest.mark.parametrize("rows, matmuls", [(1, 1), (2, 4), (16, 4), (17, 1)])
+def test_matmul_of_few_rows_is_in_parts(rows, matmuls, monkeypatch):
+  # 10 rows of 4 entries, for 12 entries at a time: 3 + 3 + 3 + 1.
+  monkeypatch.setattr(kernels, "CACHED", 12)
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=[rows, 4]), rng.normal(size=[10, 4])
+  close(run(kernels.matmul(*(tf.constant(x, tf.float32) for x in (a, b)),
+                           False, True)), a @ b.T)
+  assert [op.type for op in tf.get_default_graph().get_operations()].count(
+      "MatMul") == matmuls
+
+
+@pytest.mark.parametrize("avx512", [False, True])
 @pytest.mark.parametrize("expert", [[0], [2, 0, 2, 1], [3, 3, 3]])
-def test_chosen_matmul(expert):
+def test_chosen_matmul(expert, avx512, monkeypatch):
+  monkeypatch.setattr(kernels, "AVX512", avx512)
   rng = np.random.default_rng(0)
   x = rng.normal(size=[len(expert), 5]).astype(np.float32)
   kernel = rng.normal(size=[4, 5, 6]).astype(np.float32)

@@ -49,8 +49,8 @@ def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
   return y
 
 
-# With AVX-512 oneDNN computes weight gradients with all threads, without it with
-# one. A step is 5 to 8 % faster by it then.
+# oneDNN computes weight gradients with all threads where there is this, else with
+# one. It is 5 to 8 % of a step.
 AVX512 = __cpu_features__.get("AVX512F", False)
 # Summed entries from which TensorFlow's own kernel is faster without AVX-512.
 # With less, experts of few tokens, it is slower.

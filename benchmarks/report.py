@@ -35,16 +35,40 @@ Points = dict[tuple[int, int], dict[str, float]]
 
 
 def read(folder: str) -> dict[str, dict[str, Any]]:
-  """The records of a folder by suite, without those that are not complete."""
+  """The records of a folder by suite, without those that are not complete.
+
+  Args:
+    folder: of JSON files; several of a suite, such as one for each vocabulary,
+      are read as one.
+
+  Returns:
+    Suite to record.
+
+  Raises:
+    ValueError: if those of a suite are of different machines or commits.
+  """
   records = {}
   for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
     with open(path) as f:
       record = json.load(f)
     if record.get("complete"):
-      records[record["suite"]] = record
+      _join(records.setdefault(record["suite"], record), record, path)
     else:
       print(f"{path}: not complete, left out", file=sys.stderr)
   return records
+
+
+def _join(first: dict[str, Any], other: dict[str, Any], path: str) -> None:
+  """Adds another record's groups and results to the first of its suite."""
+  if other is first:
+    return
+  if other["machine"] != first["machine"]:
+    raise ValueError(
+        "report: records of one suite must be of one machine and commit, with "
+        f"suite={first['suite']}, path={path}, machine={other['machine']}, of "
+        f"those before={first['machine']}. Measure both again.")
+  for name in ("groups", "results"):
+    first[name] += other[name]
 
 
 def speeds(record: dict[str, Any], key: str) -> Points:

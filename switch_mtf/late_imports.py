@@ -49,7 +49,10 @@ def import_when_used(name: str) -> LateModule | None:
   if name in sys.modules:
     return None
   parent, _, last = name.rpartition(".")
-  path = importlib.import_module(parent).__path__ if parent else None
+  try:
+    path = importlib.import_module(parent).__path__ if parent else None
+  except ImportError:
+    return None
   spec = PathFinder.find_spec(name, path)
   if spec is None:
     return None

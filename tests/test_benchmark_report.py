@@ -121,3 +121,19 @@ def test_report_command(tmp_path, capsys):
 def test_report_needs_its_markers(text):
   with pytest.raises(ValueError, match="must have the markers once"):
     report.replace(text, "new")
+
+
+def test_records_of_a_suite_are_joined(tmp_path):
+  record = made_up_records()["train_step"]
+  other = json.loads(json.dumps(record).replace("v512", "v4"))
+  for name, content in (("a", record), ("b", other)):
+    (tmp_path / f"{name}.json").write_text(json.dumps(content))
+  joined = report.read(str(tmp_path))["train_step"]
+  assert joined["groups"] == record["groups"] + other["groups"]
+  assert [result["claim"] for result in joined["results"]] == [
+      result["claim"] for result in record["results"] + other["results"]]
+  other["machine"] |= {"commit": "another"}
+  (tmp_path / "b.json").write_text(json.dumps(other))
+  with pytest.raises(ValueError, match="records of one suite must be of one "
+                     "machine and commit, with suite=train_step"):
+    report.read(str(tmp_path))

@@ -91,5 +91,6 @@ def test_what_is_imported_or_not_installed_is_left_alone(package):
   before = sys.modules["late_p"]
   assert import_when_used("late_p") is None
   assert sys.modules["late_p"] is before
-  assert import_when_used("late_q") is None
-  assert "late_q" not in sys.modules
+  for missing in ("late_q", "late_p.q", "late_q.m"):
+    assert import_when_used(missing) is None
+    assert missing not in sys.modules

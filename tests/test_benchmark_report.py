@@ -130,8 +130,8 @@ def test_records_of_a_suite_are_joined(tmp_path):
     (tmp_path / f"{name}.json").write_text(json.dumps(content))
   joined = report.read(str(tmp_path))["train_step"]
   assert joined["groups"] == record["groups"] + other["groups"]
-  assert [result["claim"] for result in joined["results"]] == [
-      result["claim"] for result in record["results"] + other["results"]]
+  assert [result["name"] for result in joined["results"]] == [
+      result["name"] for result in record["results"] + other["results"]]
   other["machine"] |= {"commit": "another"}
   (tmp_path / "b.json").write_text(json.dumps(other))
   with pytest.raises(ValueError, match="records of one suite must be of one "

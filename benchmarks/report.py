@@ -148,10 +148,15 @@ def speed_table(points: Points, heading: str) -> str:
 
 
 def claims_table(records: dict[str, dict[str, Any]]) -> str:
-  """A Markdown table of what is claimed and what was measured."""
+  """A Markdown table of what is claimed and what was measured.
+
+  Ratios that have no target are in the records only.
+  """
   rows = []
   for record in records.values():
     for result in record["results"]:
+      if result["target"] is None and result["what"] == "ratio":
+        continue
       rows.append([
           f"`{result['name']}`", _measured(result), _target(result),
           {True: "yes", False: "**no**", None: ""}[result["ok"]]])

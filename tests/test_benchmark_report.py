@@ -17,7 +17,9 @@ def made_up_records():
         for label, speed in (("ours", ours), ("hf", hf))}}
 
   claims = [Claim("train_step/hf/e8/v512", "g", "ours", "hf", target=1.5),
-            Claim("train_step/x", "g", "a", "b", target=1.1, at_most=True)]
+            Claim("train_step/x", "g", "a", "b", target=1.1, at_most=True),
+            Claim("train_step/without", "g", "a", "b"),
+            Claim("train_step/wait", "g", "a", None, "step_seconds")]
   return {"train_step": {
       "suite": "train_step", "complete": True,
       "machine": {
@@ -26,7 +28,8 @@ def made_up_records():
       "groups": [group(0, 1, 5000, 4000), group(0, 8, 6000, 3000),
                  group(1, 8, 7000, 3000),
                  {"run": 0, "name": "growth", "measurements": {"e8": {}}}],
-      "results": [claims[0].result([2.0, 2.3333]), claims[1].result([1.2])]}}
+      "results": [claims[0].result([2.0, 2.3333]), claims[1].result([1.2]),
+                  claims[2].result([1.3]), claims[3].result([4.5])]}}
 
 
 def test_report_tables():
@@ -36,6 +39,7 @@ def test_report_tables():
   assert ("| `train_step/hf/e8/v512` | 2.17 (2.00 to 2.33) | at least 1.5 "
           "| yes |") in text
   assert "| `train_step/x` | 1.20 | at most 1.1 | **no** |" in text
+  assert "without" not in text and "| `train_step/wait` | 4.50 s |" in text
   assert "A processor, 2 cores; python 3.11; commit 0123456." in text
 
 

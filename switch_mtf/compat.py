@@ -42,7 +42,7 @@ def use_onednn() -> None:
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
-def import_when_used() -> None:
+def put_off_imports() -> None:
   """Puts off imports that only metrics and search spaces need.
 
   t5, seqio and Keras import them at their own import; together they take a
@@ -66,7 +66,7 @@ if FAST:
   # for it takes a third of the time.
   gc.disable()
   use_onednn()
-  import_when_used()
+  put_off_imports()
 
 import tensorflow.compat.v1 as tf  # noqa: E402
 

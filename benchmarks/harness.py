@@ -157,11 +157,11 @@ class Worker:
   """A subject in a process of its own; a context manager.
 
   Attributes:
-    hello: what it said when it was built and warm.
+    hello: what it said when it was built and warm; see `wait`.
   """
 
   def __init__(self, job: Job, command: Sequence[str] = COMMAND):
-    """Starts the process and waits until it is warm."""
+    """Starts the process and does not wait for it."""
     self._label = job.label
     self._log: TextIO = tempfile.TemporaryFile("w+", errors="replace")
     arguments = [json.dumps(dataclasses.asdict(job.spec))]
@@ -170,11 +170,10 @@ class Worker:
     self._process = subprocess.Popen(
         [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=self._log, text=True, cwd=ROOT)
-    try:
-      self.hello = self._read()
-    except BaseException:
-      self.close()
-      raise
+
+  def wait(self) -> None:
+    """Waits until it is built and warm."""
+    self.hello = self._read()
 
   def go(self, steps: int) -> dict[str, Any]:
     """Has it do steps; returns the seconds of each and its peak memory."""
@@ -245,10 +244,10 @@ def _take_turns(
     command: Sequence[str], tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
   with contextlib.ExitStack() as stack:
-    workers = []
-    for job in jobs:
-      tell(f"building {job.label}")
-      workers.append(stack.enter_context(Worker(job, command)))
+    tell(f"building {', '.join(job.label for job in jobs)}")
+    workers = [stack.enter_context(Worker(job, command)) for job in jobs]
+    for worker in workers:
+      worker.wait()
     seconds: list[list[float]] = [[] for _ in jobs]
     start = time.time()
     for turn in range(1, alternations + 1):

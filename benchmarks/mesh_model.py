@@ -59,6 +59,7 @@ def build(
   tf.set_random_seed(0)
   _configure(spec)
   fetch, hooks = _graph(spec, devices)
+  sums = _checksums() if spec.task == "train" else None
   session = tf.Session(target)
   session.run(tf.global_variables_initializer())
   for hook in hooks:
@@ -68,7 +69,7 @@ def build(
   facts = {"parameters": sum(
       v.shape.num_elements() for v in tf.trainable_variables())}
   if spec.task == "train":
-    facts |= _what_a_step_updates(session, fetch)
+    facts |= _what_a_step_updates(session, fetch, sums)
   return MeshSubject(session, fetch, facts)
 
 
@@ -157,20 +158,22 @@ def _features(spec: Spec, lengths: dict) -> dict[str, tf.Tensor]:
   return tf.data.make_one_shot_iterator(data).get_next()
 
 
-def _what_a_step_updates(session: tf.Session, fetch) -> dict:
-  """Looks at every matrix before and after a step: which have changed?
+def _checksums() -> list[tf.Tensor]:
+  """Of every matrix, the sum of its bits: exact, other if one entry is.
 
-  One variable after the other, so that the peak memory is that of the steps.
+  Of a variable without matrices one sum of all.
   """
-  def sums():
-    return [np.sum(np.abs(session.run(v)), axis=(-1, -2)[:v.shape.rank],
-                   dtype=np.float64) for v in tf.trainable_variables()]
+  return [tf.reduce_sum(tf.bitcast(v, tf.int32), (-1, -2)[:v.shape.rank])
+          for v in tf.trainable_variables()]
 
-  before = sums()
+
+def _what_a_step_updates(session: tf.Session, fetch, sums) -> dict:
+  """Looks at every matrix before and after a step: which have changed?"""
+  before = session.run(sums)
   session.run(fetch)
   updated, experts = 0, []
   for v, old, new in zip(
-      tf.trainable_variables(), before, sums(), strict=True):
+      tf.trainable_variables(), before, session.run(sums), strict=True):
     updated += v.shape.num_elements() * np.mean(old != new)
     if v.shape.rank == 3:
       experts.append(int(np.sum(old != new)))

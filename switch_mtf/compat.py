@@ -524,6 +524,36 @@ def remember_only_what_relu_gave() -> None:
   ops._relu_grad = relu_gradient
 
 
+def differentiate_in_place() -> None:
+  """Computes gradients on the processor whose slices they are of.
+
+  Upstream asks for the gradient of what a layer computes slice by slice (our
+  attention, `mtf.slicewise`) outside of all devices, so that TensorFlow gives
+  all of it to the first processor, and sends it what it is computed from. Can
+  go when `GenericGradOperation.lower` keeps to the devices of the mesh.
+  """
+  from mesh_tensorflow import ops
+
+  def lower(self, lowering):
+    forward = self._forward_op
+    tensors = [*forward.outputs, *self._grad_ys, *forward.inputs]
+    outputs = len(forward.outputs)
+
+    def gradients(*slices: tf.Tensor) -> tuple[tf.Tensor, ...]:
+      ys, dys, xs = (slices[:outputs], slices[outputs:2 * outputs],
+                     slices[2 * outputs:])
+      return tuple(tf.gradients(
+          list(ys), list(xs), list(dys),
+          unconnected_gradients=tf.UnconnectedGradients.ZERO))
+
+    found = lowering.mesh_impl(self).slicewise(
+        gradients, *(lowering.tensors[x] for x in tensors))
+    for x, gradient in zip(self.outputs, found, strict=True):
+      lowering.set_tensor_lowering(x, gradient)
+
+  ops.GenericGradOperation.lower = lower
+
+
 def reuse_constants() -> None:
   """Makes equal numbers in one graph one constant.
 
@@ -695,6 +725,7 @@ def apply() -> None:
   if FAST:
     read_variables_once()
     remember_only_what_relu_gave()
+    differentiate_in_place()
     reuse_constants()
     forget_closed_scopes()
     name_types_only_in_errors()

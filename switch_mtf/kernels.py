@@ -227,10 +227,14 @@ def attend_one_query(
 def remember(
     memory_NLR: tf.Tensor, new_NR: tf.Tensor, position_N: tf.Tensor
 ) -> tf.Tensor:
-  """Writes one entry into each memory, if it can in place.
+  """Writes one entry into each memory, in place where nobody else reads it.
+
+  TensorFlow's scatter that updates always copies all of the memory; the one
+  that adds does not.
 
   Args:
-    memory_NLR: [memories, memory_length, entry].
+    memory_NLR: [memories, memory_length, entry], of which the entries to be
+      written are zero.
     new_NR: [memories, entry].
     position_N: int32 [memories], not negative; past the end nothing is written.
 
@@ -240,9 +244,9 @@ def remember(
   count, length, _ = memory_NLR.shape.as_list()
   at = tf.stack(
       [tf.range(count), tf.minimum(position_N, length - 1)], axis=-1)
-  inside = (position_N < length)[:, None]
-  return tf.tensor_scatter_nd_update(
-      memory_NLR, at, tf.where_v2(inside, new_NR, tf.gather_nd(memory_NLR, at)))
+  inside = tf.cast(position_N < length, new_NR.dtype)[:, None]
+  return tf.raw_ops.ScatterNdNonAliasingAdd(
+      input=memory_NLR, indices=at, updates=new_NR * inside)
 
 
 def _sum_to(x: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:

@@ -86,3 +86,34 @@ def test_relu_has_the_gradient_of_its_output(mesh_shape):
   np.testing.assert_array_equal(found, [0, 0, 7, 8])
   kinds = {op.type for op in tf.get_default_graph().get_operations()}
   assert "ReluGrad" in kinds and "Greater" not in kinds
+
+
+def test_gradients_are_computed_where_their_slices_are():
+  # d of two outputs, x * y and its sin, by hand: dx = y (1 + cos(x y)) and
+  # dy = x (1 + cos(x y)); with a custom gradient in between that doubles them.
+  @tf.custom_gradient
+  def same(x):
+    return tf.identity(x), lambda dy: 2.0 * dy
+
+  def fn(x, y):
+    return same(x * y), tf.sin(same(x * y))
+
+  mesh, dim = mtf.Mesh(mtf.Graph(), "mesh"), mtf.Dimension("a", 2)
+  values = np.float32([1, 2]), np.float32([3, 5])
+  x, y = (constant(mesh, value, [dim]) for value in values)
+  both = mtf.slicewise(fn, [x, y], output_shape=[x.shape] * 2,
+                       output_dtype=[tf.float32] * 2, splittable_dims=[dim])
+  gradients = mtf.gradients([mtf.reduce_sum(mtf.add_n(both))], [x, y])
+  found = evaluate(lower(mesh, "a:2", "a:a"), gradients)
+  doubled = 2 * (1 + np.cos(values[0] * values[1]))
+  np.testing.assert_allclose(
+      found, [values[1] * doubled, values[0] * doubled], rtol=1e-5)
+  devices = [f"/job:worker/task:{task}/device:CPU:0" for task in range(2)]
+  before = set(tf.get_default_graph().get_operations())
+  mtf.Lowering(mesh.graph, {
+      mesh: mtf.placement_mesh_impl.PlacementMeshImpl("a:2", "a:a", devices)})
+  made = [op for op in tf.get_default_graph().get_operations()
+          if op not in before and "generic_grad" in op.name]
+  for device in devices:
+    assert any(op.type == "Cos" and op.device == device for op in made)
+  assert {op.device for op in made} == set(devices)

@@ -73,7 +73,7 @@ def both_ways(layers):
   first = transformer.Context(
       mode="first_part", position=positions, position_is_default=True,
       new_states=[], write_priority=positions, read_priority=positions,
-      **common)
+      initial_position=mtf.constant(mesh, 0, dtype=tf.int32), **common)
   with tf.variable_scope("decoder", reuse=True):
     model._call_internal(first, mtf.zeros_like(inputs))
   states, steps = [mtf.zeros_like(s) for s in first.new_states], []

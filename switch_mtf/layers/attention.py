@@ -107,8 +107,11 @@ def self_attention(
   if context.mode == "first_part":
     known = len(context.new_states)
     y = upstream_self_attention(layer, context, x, losses)
+    # What comes from there on is to be written: `_remember` wants zeros.
+    given = mtf.less(mtf.range(context.mesh, memory_dim, tf.int32),
+                     context.initial_position)
     context.new_states[known:] = [
-        _memory_by_memory(state, memory_dim)
+        _memory_by_memory(state * mtf.cast(given, state.dtype), memory_dim)
         for state in context.new_states[known:]]
     return y
   params = layer.make_params(context)
@@ -159,7 +162,10 @@ def _remember(
     memory: mtf.Tensor, new: mtf.Tensor, position: mtf.Tensor,
     memory_dim: mtf.Dimension,
 ) -> mtf.Tensor:
-  """The memory with a new entry at a position, of each sequence its own."""
+  """The memory with a new entry at a position, of each sequence its own.
+
+  Nothing has been written there, or past it.
+  """
   dims = memory.shape.dims
   at = dims.index(memory_dim)
   sequences, entry = dims[:at], dims[at + 1:]

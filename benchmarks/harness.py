@@ -177,10 +177,11 @@ class Worker:
 
   def go(self, steps: int) -> dict[str, Any]:
     """Has it do steps; returns the seconds of each and its peak memory."""
-    with contextlib.suppress(BrokenPipeError):  # _read says what happened
-      self._process.stdin.write(f"go {steps}\n")
-      self._process.stdin.flush()
-    return self._read()
+    return self._ask(f"go {steps}")
+
+  def profile(self) -> dict[str, Any]:
+    """Has it do a step and say where its time went; see `trace.summary`."""
+    return self._ask("profile")
 
   def close(self) -> None:
     """Ends the process: by the end of its input, by force when that fails."""
@@ -195,6 +196,12 @@ class Worker:
         raise
     self._process.stdout.close()
     self._log.close()
+
+  def _ask(self, line: str) -> dict[str, Any]:
+    with contextlib.suppress(BrokenPipeError):  # _read says what happened
+      self._process.stdin.write(f"{line}\n")
+      self._process.stdin.flush()
+    return self._read()
 
   def _read(self) -> dict[str, Any]:
     answer = self._process.stdout.readline()

@@ -9,6 +9,7 @@ import math
 import os
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from transformers.models.switch_transformers import (
@@ -27,6 +28,7 @@ D_KV = 64
 FIRST_ID = 2  # 0 is padding, 1 the end of a sequence
 # The Switch model has eager attention only. T5 has both; this is its default.
 DENSE_ATTENTION = "sdpa"
+MATMULS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
 def build(spec: Spec) -> Subject:
@@ -52,9 +54,11 @@ def build(spec: Spec) -> Subject:
   torch.manual_seed(0)
   torch.set_num_threads(os.cpu_count() or 1)
   transformers.logging.set_verbosity_error()
+  libraries = psutil.Process().memory_info().rss / 1e6
   model = _model(spec)
-  return _Decoding(spec, model) if spec.task == "decode" else _Training(
-      spec, model)
+  subject = (_Decoding if spec.task == "decode" else _Training)(spec, model)
+  subject.facts["rss_mb"] = {"libraries": libraries}
+  return subject
 
 
 def expert_capacity(spec: Spec) -> int:
@@ -140,6 +144,18 @@ class _HuggingFace(Subject):
     for router in routers:
       router.load = None
     self._counted = True
+
+  def profile(self) -> dict[str, Any]:
+    """The seconds and the rate of matmuls, which take the profiler little."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True
+    ) as profiler:
+      self.step()
+    matmuls = [e for e in profiler.key_averages() if e.key in MATMULS]
+    seconds = sum(e.self_cpu_time_total for e in matmuls) / 1e6
+    gflop = sum(e.flops for e in matmuls) / 1e9
+    return {"seconds": {"matmul": seconds}, "matmul_gflop": gflop,
+            "matmul_gflop_per_second": gflop / seconds}
 
   def _step(self) -> None:
     raise NotImplementedError

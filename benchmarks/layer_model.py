@@ -40,7 +40,9 @@ def build(spec: Spec) -> MeshSubject:
   x, dy = (mtf.import_tf_tensor(mesh, t, shape)
            for t in tf.data.make_one_shot_iterator(data).get_next())
   context = _context(mesh, shape)
-  y = _layer(spec).call(context, x)
+  layer = _layer(spec)
+  with tf.variable_scope(type(layer).__name__):
+    y = layer.call(context, x)
   grads = mtf.gradients(
       [y], [x, *(v.outputs[0] for v in mesh.graph.trainable_variables)],
       grad_ys=[dy])

@@ -10,16 +10,18 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import gin
 import mesh_tensorflow as mtf
 import numpy as np
+import psutil
 import seqio
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer_main
 
-from benchmarks import balance
+from benchmarks import balance, trace
 from benchmarks.spec import Spec, Subject
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -40,6 +42,18 @@ class MeshSubject(Subject):
     """See the base class."""
     self.session.run(self.fetch)
 
+  def profile(self) -> dict[str, Any]:
+    """See the base class."""
+    traced = tf.RunMetadata()
+    self.session.run(self.fetch, options=tf.RunOptions(
+        trace_level=tf.RunOptions.FULL_TRACE), run_metadata=traced)
+    return trace.summary(traced.step_stats, self.session.graph)
+
+
+def rss_mb() -> float:
+  """The memory that this process holds, in MB."""
+  return psutil.Process().memory_info().rss / 1e6
+
 
 def build(
     spec: Spec, devices: Sequence[str] | None = None, target: str = "",
@@ -58,15 +72,18 @@ def build(
   compat.use_resource_variables()
   tf.set_random_seed(0)
   _configure(spec)
+  rss = {"libraries": rss_mb()}
   fetch, hooks = _graph(spec, devices)
   sums = _checksums() if spec.task == "train" else None
+  rss["graph"] = rss_mb()
   session = tf.Session(target)
   session.run(tf.global_variables_initializer())
   for hook in hooks:
     if isinstance(hook, mtf.MtfRestoreHook):
       hook.begin()
       hook.after_create_session(session, None)
-  facts = {"parameters": sum(
+  rss["variables"] = rss_mb()
+  facts = {"rss_mb": rss, "parameters": sum(
       v.shape.num_elements() for v in tf.trainable_variables())}
   if spec.task == "train":
     facts |= _what_a_step_updates(session, fetch, sums)

@@ -1,27 +1,29 @@
-"""Where the time of a training step goes, and what the machine could do.
+"""Where the time and the memory of a step go, and what the machine could do.
 
   python -m benchmarks.profile
 
-Writes results/benchmarks/profile.json: for each number of experts the seconds
-of a step, the seconds that its operations took by what they are for, the rate
-of its matmuls, and how fast the others read and write; beside that the rates of
-one large matmul and of copying memory on the same machine, in TensorFlow and,
-where it is installed, in torch.
+Writes results/benchmarks/profile.json: for each of `subjects` the seconds of a
+step, the seconds that its operations took by what they are for, the rate of its
+matmuls, how fast the others read and write, and what the process held in
+memory; beside that the rates of one large matmul and of copying memory on the
+same machine, in TensorFlow and, where it is installed, in torch.
 TensorFlow runs one operation at a time here, so that their seconds add up; two
-at a time, as in `train_step`, a step is about a tenth faster.
+at a time, as in the other suites, a step is about a tenth faster. The tables of
+docs/speed.md are made of it by `benchmarks.report`.
 """
 
 import argparse
-import collections
+import contextlib
 import importlib.util
 import os
-import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks import harness, scale
+from benchmarks.harness import Job, Worker
 from benchmarks.record import ROOT, Record
 from benchmarks.spec import Spec
 
@@ -30,102 +32,56 @@ PATH = os.path.join(ROOT, "results", "benchmarks", f"{NAME}.json")
 SQUARE = 2048  # rows and columns of the large matmul
 COPIED = 2**26  # entries
 REPEATS = 15
-# The first that is found in "name kind" of an operation is what it is for.
-PARTS = {
-    "optimizer": r"adafactor/|^assign|Assign",
-    "norm": r"rms_norm",
-    "matmul": r"MatMul",
-    "attention": r"[Aa]ttention",
-    "routing and dispatch": r"SwitchFFN",
-    "embedding and loss": r"rows|cross_entropy|one_hot|embedding",
-}
+SCALED = 8  # experts, over processors and processes
 
 
-def part_of(name: str, kind: str) -> str:
-  """What an operation is for, by its name and kind."""
-  for part, pattern in PARTS.items():
-    if re.search(pattern, kind if part == "matmul" else f"{name} {kind}"):
-      return part
-  return "other"
-
-
-def matmul_flops(op) -> int:
-  """Multiplications and additions of a matmul of known shape.
+def subjects(experts: Sequence[int], rivals: Sequence[str]) -> list[Job]:
+  """What is profiled: what the other suites time, where that says something.
 
   Args:
-    op: a tf.Operation.
+    experts: of training steps with a vocabulary of 512; 1 is the dense model.
+    rivals: those that are profiled beside ours.
 
   Returns:
-    Their number, 0 for other operations.
+    Their labels say what they are.
   """
-  if "MatMul" not in op.type:
-    return 0
-  first = op.inputs[0].shape.as_list()
-  transposed = op.get_attr(
-      "transpose_a" if op.type == "MatMul" else "adj_x")
-  return 2 * op.outputs[0].shape.num_elements() * first[
-      -2 if transposed else -1]
+  def train(subject: str, e: int, v: int = 512, **more) -> Job:
+    return Job(f"{harness.SHORT[subject]}/train/e{e}/v{v}",
+               Spec(subject, "train", experts=e, vocabulary=v, **more))
+
+  jobs = [train("ours", e) for e in experts]
+  jobs.append(train("ours", 8, 32128))
+  jobs += [Job(f"ours/forward_backward/e{e}/c1", Spec(
+      "ours", "forward_backward", experts=e, vocabulary=512,
+      capacity_factor=1.0)) for e in (1, 32)]
+  jobs += [Job(f"ours/layer/e{e}/c1", Spec(
+      "ours", "layer", experts=e, batch=64, targets=0, capacity_factor=1.0,
+      group_size=4096)) for e in (32, 128)]
+  jobs += [Job(f"ours/decode/b8/e{e}", Spec(
+      "ours", "decode", experts=e, vocabulary=32128, batch=8, inputs=64,
+      targets=64)) for e in (8, 128)]
+  for rival in rivals:
+    jobs += [train(rival, e, v) for e, v in ((1, 512), (8, 512), (8, 32128))
+             if e > 1 or rival != "upstream"]
+  return jobs
 
 
-def moved_bytes(op) -> int:
-  """Bytes that an operation reads and writes, if it does so once.
-
-  Args:
-    op: a tf.Operation. Of inputs and outputs of unknown shape, and of handles
-      of variables, nothing is counted.
-  """
-  return sum(
-      x.shape.num_elements() * x.dtype.size for x in [*op.inputs, *op.outputs]
-      if x.shape.is_fully_defined() and (
-          x.dtype.is_floating or x.dtype.is_integer or x.dtype.is_bool))
+def scaled() -> list[Job]:
+  """One step on a mesh of two processors, in one process and in two."""
+  spec = Spec("ours", "train", experts=SCALED, processors=scale.PROCESSES)
+  return [Job("ours/two_processors", spec), Job("ours/two_processes", spec)]
 
 
-def step(experts: int, vocabulary: int) -> dict[str, Any]:
-  """Profiles one training step of our model.
-
-  Args:
-    experts: 1 is the dense model.
-    vocabulary: its size.
-
-  Returns:
-    For the record.
-  """
-  import gin
-  import tensorflow.compat.v1 as tf
-
-  from benchmarks import mesh_model
-  gin.clear_config()
-  with tf.Graph().as_default() as graph:
-    model = mesh_model.build(Spec(
-        "ours", "train", experts=experts, vocabulary=vocabulary))
-    model.step()
-    seconds = median_seconds(model.step)
-    trace = tf.RunMetadata()
-    model.session.run(model.fetch, options=tf.RunOptions(
-        trace_level=tf.RunOptions.FULL_TRACE), run_metadata=trace)
-    model.session.close()
-  spent, flops = collections.Counter(), 0
-  moved, moving = collections.Counter(), collections.Counter()
-  operations = {op.name: op for op in graph.get_operations()}
-  for device in trace.step_stats.dev_stats:
-    for node in device.node_stats:
-      kind = node.timeline_label.partition("= ")[2].partition("(")[0]
-      part = part_of(node.node_name, kind)
-      took = (node.op_end_rel_micros - node.op_start_rel_micros) / 1e6
-      spent[part] += took
-      op = operations.get(node.node_name)
-      if op is None:  # of TensorFlow's own making
-        continue
-      moved[part] += moved_bytes(op)
-      moving[part] += took
-      if part == "matmul":
-        flops += matmul_flops(op)
-  return {"experts": experts, "vocabulary": vocabulary,
-          "step_seconds": seconds, "seconds": dict(spent.most_common()),
-          "gb_per_second": {
-              part: moved[part] / 1e9 / moving[part] for part in moving},
-          "matmul_gflop": flops / 1e9,
-          "matmul_gflop_per_second": flops / 1e9 / spent["matmul"]}
+def measured(job: Job) -> dict[str, Any]:
+  """Profiles one subject in a process of its own."""
+  with Worker(job) as worker:
+    worker.wait()
+    timed = worker.go(REPEATS)
+    return {
+        # Of the seconds only those by part are kept.
+        **harness.figures(job, timed["seconds"]), **worker.profile(),
+        "name": job.label, "peak_rss_mb": timed["peak_rss_mb"],
+        "rss_mb": worker.hello["facts"].get("rss_mb", {})}
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
@@ -148,6 +104,7 @@ def torch_rates() -> dict[str, float]:
 
 def tensorflow_rates() -> dict[str, float]:
   """`_rates` of TensorFlow."""
+  import switch_mtf.compat  # noqa: F401  # isort:skip  (before tensorflow)
   import tensorflow.compat.v1 as tf
   with tf.Graph().as_default(), tf.Session() as session:
     x, y = (tf.get_variable(name, shape) for name, shape in (
@@ -173,25 +130,34 @@ def main(arguments: Sequence[str]) -> None:
   """
   parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}")
   parser.add_argument("--experts", type=int, nargs="+", default=[1, 8, 32, 128])
-  parser.add_argument("--vocabulary", type=int, default=512)
+  parser.add_argument("--rivals", nargs="*", choices=list(harness.SHORT)[1:],
+                      default=list(harness.SHORT)[1:])
   parser.add_argument("--output", default=PATH)
   options = parser.parse_args(arguments)
   record = Record(options.output, NAME, {
-      "experts": options.experts, "vocabulary": options.vocabulary}, False)
+      "experts": options.experts, "rivals": options.rivals}, False)
+  # Of the processes that are started from here.
   os.environ["TF_NUM_INTEROP_THREADS"] = "1"
   record.data["rates"] = {}
   if importlib.util.find_spec("torch"):
     record.data["rates"]["torch"] = torch_rates()
-  import switch_mtf.compat  # noqa: F401  (TensorFlow as our models have it)
   record.data["rates"]["tensorflow"] = tensorflow_rates()
   print(f"{NAME}/rates {record.data['rates']}", flush=True)
   record.data["steps"] = []
-  for experts in options.experts:
-    found = step(experts, options.vocabulary)
+  ports = scale.free_ports(scale.PROCESSES)
+  one, two = scaled()
+  two.build.update(scale.over_servers(ports))
+  jobs = [*subjects(options.experts, options.rivals), one, two]
+  start = time.time()
+  for done, job in enumerate(jobs, 1):
+    with scale.servers(ports) if job is two else contextlib.nullcontext():
+      found = measured(job)
     record.data["steps"].append(found)
     record.save()
-    print(f"{NAME}/e{experts} step={found['step_seconds']:.2f} s, matmul "
-          f"{found['matmul_gflop_per_second']:.0f} GFLOP/s", flush=True)
+    left = (time.time() - start) / done * (len(jobs) - done)
+    print(f"{NAME}/{job.label} step={found['step_seconds']:.2f} s, matmul "
+          f"{found['matmul_gflop_per_second']:.0f} GFLOP/s; about "
+          f"{left / 60:.0f} min left", flush=True)
   record.finish([])
 
 

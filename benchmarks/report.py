@@ -3,8 +3,8 @@
   python -m benchmarks.report
 
 Reads results/benchmarks/*.json, draws train_step.png and decode.png beside
-them, and replaces what stands between the two markers in README.md, if they are
-there.
+them, and replaces what stands between the two markers in README.md and, of
+`benchmarks.profile`, in docs/speed.md, if they are there.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 RESULTS = os.path.join(ROOT, "results", "benchmarks")
 README = os.path.join(ROOT, "README.md")
+SPEED = os.path.join(ROOT, "docs", "speed.md")
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 # Label to its name and colour, in the order of the columns.
 SUBJECTS = {"ours": ("switch_mtf", "#c44e52"),
@@ -183,38 +184,62 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def profile_table(record: dict[str, Any]) -> str:
-  """Where a training step goes, as Markdown.
+def profile_tables(record: dict[str, Any]) -> str:
+  """Where time and memory go, as Markdown.
 
   Args:
     record: of `benchmarks.profile`.
 
   Returns:
-    A table and a sentence on what the machine could do.
+    Two tables, and sentences on two processes and on what the machine could do.
   """
-  parts = sorted({part for step in record["steps"] for part in step["seconds"]},
+  steps = record["steps"]
+  parts = sorted({part for step in steps for part in step["seconds"]},
                  key=lambda part: -max(step["seconds"].get(part, 0)
-                                       for step in record["steps"]))
-  rows = [
-      ["dense" if step["experts"] == 1 else str(step["experts"]),
-       f"{step['step_seconds']:.2f}",
+                                       for step in steps))
+  seconds = [
+      [step["name"], f"{step['step_seconds']:.2f}",
        *(_seconds(step, part) for part in parts),
-       f"{step['matmul_gflop_per_second']:.0f}"]
-      for step in record["steps"]]
+       f"{step['matmul_gflop']:.0f} at {step['matmul_gflop_per_second']:.0f}"]
+      for step in steps]
+  stages = ("libraries", "graph", "variables")
+  memory = [
+      [step["name"], *(_mb(step["rss_mb"].get(stage)) for stage in stages),
+       _mb(sum(step.get("tensors_mb", {}).values())), _mb(step["peak_rss_mb"])]
+      for step in steps if step["rss_mb"]]
   could = " ".join(
-      f"On this machine {library} multiplies two large matrices at "
+      f"{library} multiplies two large matrices at "
       f"{rate['gflop_per_second']:.0f} GFLOP/s and copies memory at "
       f"{rate['gb_per_second']:.0f} GB/s (read and written)."
       for library, rate in record["rates"].items())
   return "\n\n".join([
-      _table(["experts", "step", *parts, "matmul GFLOP/s"], rows),
-      "In brackets GB/s, read and written. " + could])
+      "Seconds of a step; in brackets GB/s, read and written. On this machine "
+      + could,
+      _table(["", "step", *parts, "matmul GFLOP at GFLOP/s"], seconds),
+      *(_messages(step) for step in steps if step.get("messages")),
+      "Memory that a process holds, in MB, after importing its libraries, "
+      "making the graph and making the variables; what a step's tensors take "
+      "at their most; and the peak.",
+      _table(["", *stages, "tensors", "peak"], memory),
+      machine_line(record)])
+
+
+def _messages(step: dict[str, Any]) -> str:
+  busy = " and ".join(f"{one:.2f} s" for one in step["busy_seconds"])
+  return (f"`{step['name']}`: {step['messages']} messages in a step; the "
+          f"processes compute for {busy} of it.")
+
+
+def _mb(size: float | None) -> str:
+  return f"{size:,.0f}" if size else ""
 
 
 def _seconds(step: dict[str, Any], part: str) -> str:
   """What a part of a step took and, but for matmuls, its GB/s in brackets."""
-  rate = step["gb_per_second"].get(part, 0) if part != "matmul" else 0
-  seconds = f"{step['seconds'].get(part, 0):.2f}"
+  if part not in step["seconds"]:
+    return ""
+  rate = step.get("gb_per_second", {}).get(part, 0) if part != "matmul" else 0
+  seconds = f"{step['seconds'][part]:.3f}"
   return f"{seconds} ({rate:.0f})" if rate else seconds
 
 
@@ -230,7 +255,7 @@ def machine_line(record: dict[str, Any]) -> str:
 
 
 def markdown(records: dict[str, dict[str, Any]]) -> str:
-  """Everything that stands between the markers.
+  """Everything that stands between the markers of README.md.
 
   Args:
     records: see `read`.
@@ -247,9 +272,6 @@ def markdown(records: dict[str, dict[str, Any]]) -> str:
     parts += ["Greedy decoding, tokens per second:", speed_table(
         speeds(records["decode"], "batch"), "batch"),
         "![Decoding](results/benchmarks/decode.png)"]
-  if "profile" in records:
-    parts += ["Where the seconds of a training step go, by operation:",
-              profile_table(records["profile"])]
   parts += ["What is claimed:", claims_table(records)]
   parts += sorted({machine_line(record) for record in records.values()})
   return "\n\n".join(parts)
@@ -287,6 +309,7 @@ def main(arguments: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(prog="python -m benchmarks.report")
   parser.add_argument("--results", default=RESULTS)
   parser.add_argument("--readme", default=README)
+  parser.add_argument("--speed", default=SPEED)
   options = parser.parse_args(arguments)
   records = read(options.results)
   for name, key, title in (("train_step", "vocabulary", "vocabulary {}"),
@@ -296,11 +319,18 @@ def main(arguments: Sequence[str]) -> None:
            os.path.join(options.results, f"{name}.png"))
   text = markdown(records)
   print(text)
-  with open(options.readme) as f:
-    readme = f.read()
-  if BEGIN in readme:
-    with open(options.readme, "w") as f:
-      f.write(replace(readme, text))
+  _rewrite(options.readme, text)
+  if "profile" in records:
+    _rewrite(options.speed, profile_tables(records["profile"]))
+
+
+def _rewrite(path: str, new: str) -> None:
+  """Puts `new` between the markers of a file, if it has some."""
+  with open(path) as f:
+    text = f.read()
+  if BEGIN in text:
+    with open(path, "w") as f:
+      f.write(replace(text, new))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ def devices() -> list[str]:
   return [f"/job:worker/task:{i}/device:CPU:0" for i in range(PROCESSES)]
 
 
+def over_servers(ports: Sequence[int]) -> dict[str, Any]:
+  """Arguments of `build` for a mesh over servers on these ports."""
+  return {"devices": devices(), "target": f"grpc://localhost:{ports[0]}"}
+
+
 def suite(ports: Sequence[int], **sizes: int) -> harness.Suite:
   """What is measured and claimed.
 
@@ -53,8 +58,7 @@ def suite(ports: Sequence[int], **sizes: int) -> harness.Suite:
   group = Group(f"e{one.experts}/v{one.vocabulary}", (
       Job("one_processor", one),
       Job("two_processors", two),
-      Job("two_processes", two, {
-          "devices": devices(), "target": f"grpc://localhost:{ports[0]}"})))
+      Job("two_processes", two, over_servers(ports))))
   return harness.Suite(NAME, (group,), (
       Claim(f"{NAME}/two_processors_to_one/{group.name}", group.name,
             "two_processors", "one_processor"),

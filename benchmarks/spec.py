@@ -1,6 +1,7 @@
 """What is built and timed: one value that names it."""
 
 import dataclasses
+from typing import Any
 
 SUBJECTS = ("ours", "upstream", "hugging_face")
 TASKS = ("train", "forward_backward", "decode", "layer")
@@ -55,11 +56,16 @@ class Subject:
     facts: what it says of itself, for the record: `parameters`; of training
       also `updated_parameters` of one step, and what shows that experts were
       busy: `updated_experts`, the least and the most of any layer, or
-      `tokens_per_expert`, the least and the most that one got.
+      `tokens_per_expert`, the least and the most that one got. `rss_mb` is
+      what the process held at stages of building it.
   """
 
   facts: dict
 
   def step(self) -> None:
     """Does the task once and returns when it is done."""
+    raise NotImplementedError
+
+  def profile(self) -> dict[str, Any]:
+    """Does the task once and says where its time went, as `trace.summary`."""
     raise NotImplementedError

@@ -2,9 +2,10 @@
 
   python -m benchmarks.worker '<Spec as JSON>' ['<more arguments of build>']
 
-It prints one line of JSON when it is built and warm, and one for each line
-`go N` that it reads: what N steps took. It ends when its input does. Nothing
-else goes to its standard output: what libraries print goes to standard error.
+It prints one line of JSON when it is built and warm, and one for each line that
+it reads: for `go N` what N steps took, for `profile` where the time of one
+goes. It ends when its input does. Nothing else goes to its standard output:
+what libraries print goes to standard error.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ def peak_rss_mb() -> float:
 
 
 def serve(subject: Subject, commands: TextIO, answers: TextIO) -> None:
-  """Answers each `go N` until the commands end.
+  """Answers each `go N` and `profile` until the commands end.
 
   Args:
     subject: what does the steps.
@@ -71,9 +72,12 @@ def serve(subject: Subject, commands: TextIO, answers: TextIO) -> None:
   """
   for line in commands:
     verb, _, number = line.strip().partition(" ")
+    if verb == "profile":
+      _answer(answers, subject.profile())
+      continue
     if verb != "go" or not number.isdigit():
       raise ValueError(
-          "worker: a line must be `go N`, with "
+          "worker: a line must be `go N` or `profile`, with "
           f"line={line.strip()!r}. Correct what is written to its input.")
     seconds = []
     for _ in range(int(number)):

@@ -177,7 +177,8 @@ def decode_step(
         relative_attention_type="bias")
     at = constant(mesh, np.int32(positions), [batch])
     # Zero where nothing has been written, as decoding begins.
-    known = mtf.cast(mtf.less(mtf.range(mesh, memory, tf.int32), at), tf.float32)
+    known = mtf.cast(
+        mtf.less(mtf.range(mesh, memory, tf.int32), at), tf.float32)
     states = [
         mtf.transpose(random([batch, memory, heads, key]) * known,
                       mtf.Shape(dims(order)))

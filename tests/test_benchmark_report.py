@@ -1,11 +1,10 @@
-"""What `benchmarks/` reports: tables, and where a training step goes."""
+"""What `benchmarks.report` makes of records."""
 
 import json
 
 import pytest
-import tensorflow.compat.v1 as tf
 
-from benchmarks import profile, report
+from benchmarks import report
 from benchmarks.harness import Claim
 
 
@@ -43,79 +42,56 @@ def test_report_tables():
   assert "A processor, 2 cores; python 3.11; commit 0123456." in text
 
 
+PROFILE = {
+    "suite": "profile", "complete": True, "results": [], "groups": [],
+    "machine": {"processor": "A processor", "cores": 2, "versions": {}},
+    "rates": {"torch": {"gflop_per_second": 164.6, "gb_per_second": 19.8}},
+    "steps": [
+        {"name": "ours/x", "step_seconds": 1.234, "matmul_gflop": 130.4,
+         "matmul_gflop_per_second": 140, "messages": 7, "peak_rss_mb": 1500.2,
+         "seconds": {"matmul": 0.9, "norm": 0.1}, "busy_seconds": [0.25, 0.5],
+         "gb_per_second": {"matmul": 4.0, "norm": 7.6},
+         "rss_mb": {"libraries": 580.4, "graph": 650, "variables": 800},
+         "tensors_mb": {"matmul": 300.2, "norm": 100}},
+        {"name": "hf/x", "step_seconds": 1.5, "matmul_gflop": 130,
+         "matmul_gflop_per_second": 120, "seconds": {"matmul": 1.0},
+         "rss_mb": {"libraries": 390}, "peak_rss_mb": 1100}]}
+
+
 def test_report_of_a_profile():
-  text = report.profile_table({
-      "rates": {"torch": {"gflop_per_second": 164.6, "gb_per_second": 19.8}},
-      "steps": [
-          {"experts": 1, "step_seconds": 1.234, "matmul_gflop_per_second": 140,
-           "seconds": {"matmul": 0.9, "norm": 0.1},
-           "gb_per_second": {"matmul": 4.0, "norm": 7.6}},
-          {"experts": 8, "step_seconds": 1.5, "matmul_gflop_per_second": 120,
-           "seconds": {"matmul": 1.0, "optimizer": 0.25},
-           "gb_per_second": {"optimizer": 12.0}}]})
-  lines = text.splitlines()
-  assert lines[0] == (
-      "| experts | step | matmul | optimizer | norm | matmul GFLOP/s |")
-  assert lines[2:4] == ["| dense | 1.23 | 0.90 | 0.00 | 0.10 (8) | 140 |",
-                        "| 8 | 1.50 | 1.00 | 0.25 (12) | 0.00 | 120 |"]
-  assert "165 GFLOP/s" in lines[-1] and "20 GB/s" in lines[-1]
-
-
-@pytest.mark.parametrize("name,kind,part", [
-    ("encoder/block_000/SwitchFFN/wi/einsum/MatMul", "_MklMatMul", "matmul"),
-    ("encoder/SelfAttention/q/adafactor/Mul", "Mul", "optimizer"),
-    ("enc/wi/kernel/adafactor/add_up/MatMul", "_MklMatMul", "optimizer"),
-    ("enc/rms_norm_gradients/MatMul", "_MklMatMul", "norm"),
-    ("encoder/SelfAttention/attention/Softmax", "Softmax", "attention"),
-    ("encoder/rms_norm_1/parallel_0/mul", "Mul", "norm"),
-    ("encoder/SwitchFFN/rows_to_slots/GatherV2", "GatherV2",
-     "routing and dispatch"),
-    ("encoder/rows/GatherV2", "GatherV2", "embedding and loss"),
-    ("global_step/add", "AddV2", "other")])
-def test_what_an_operation_is_for(name, kind, part):
-  assert profile.part_of(name, kind) == part
-
-
-def test_flops_of_a_matmul():
-  # [3, 4] x [4, 5]: 60 multiplications and as many additions.
-  a, b = tf.zeros([3, 4]), tf.zeros([4, 5])
-  assert profile.matmul_flops(tf.matmul(a, b).op) == 120
-  assert profile.matmul_flops(tf.matmul(
-      tf.zeros([4, 3]), b, transpose_a=True).op) == 120
-  batch = tf.zeros([2, 4, 3])
-  for y in (tf.matmul(batch, tf.zeros([2, 4, 5]), transpose_a=True),
-            tf.raw_ops.BatchMatMulV3(
-                x=batch, y=tf.zeros([2, 4, 5]), adj_x=True, Tout=tf.float32)):
-    assert profile.matmul_flops(y.op) == 240
-  assert profile.matmul_flops((a + 1.0).op) == 0
-
-
-def test_bytes_that_an_operation_moves():
-  # 12 and 20 floats in, 15 out.
-  assert profile.moved_bytes(
-      tf.matmul(tf.zeros([3, 4]), tf.zeros([4, 5])).op) == 4 * (12 + 20 + 15)
-  # 8 of 4 bytes in, 8 of one byte out; texts and unknown shapes do not count.
-  assert profile.moved_bytes(tf.cast(tf.zeros([8]), tf.bool).op) == 8 * (4 + 1)
-  assert profile.moved_bytes(tf.constant("text").op) == 0
-  assert profile.moved_bytes(
-      tf.where(tf.constant([True, False])).op) == 2
+  lines = report.profile_tables(PROFILE).splitlines()
+  for line in (
+      "|  | step | matmul | norm | matmul GFLOP at GFLOP/s |",
+      "| ours/x | 1.23 | 0.900 | 0.100 (8) | 130 at 140 |",
+      "| hf/x | 1.50 | 1.000 |  | 130 at 120 |",
+      "`ours/x`: 7 messages in a step; the processes compute for 0.25 s and "
+      "0.50 s of it.",
+      "|  | libraries | graph | variables | tensors | peak |",
+      "| ours/x | 580 | 650 | 800 | 400 | 1,500 |",
+      "| hf/x | 390 |  |  |  | 1,100 |"):
+    assert line in lines
+  assert "165 GFLOP/s" in lines[0] and "20 GB/s" in lines[0]
 
 
 def test_report_command(tmp_path, capsys):
   (tmp_path / "train_step.json").write_text(
       json.dumps(made_up_records()["train_step"]))
   (tmp_path / "decode.json").write_text('{"suite": "decode"}')
-  readme = tmp_path / "README.md"
-  readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-  report.main([f"--results={tmp_path}", f"--readme={readme}"])
+  (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
+  readme, speed = tmp_path / "README.md", tmp_path / "speed.md"
+  for path in (readme, speed):
+    path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+  command = [f"--results={tmp_path}", f"--readme={readme}", f"--speed={speed}"]
+  report.main(command)
   text = readme.read_text()
+  assert report.profile_tables(PROFILE) in speed.read_text()
   assert text.startswith("before\n") and text.endswith("after\n")
   assert "old" not in text and "| 512 | 8 |" in text
   assert (tmp_path / "train_step.png").stat().st_size > 1000
   printed = capsys.readouterr()
   assert "| 512 | 8 |" in printed.out
   assert "decode.json: not complete, left out" in printed.err
-  report.main([f"--results={tmp_path}", f"--readme={readme}"])
+  report.main(command)
   assert readme.read_text() == text
 
 

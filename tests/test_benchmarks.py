@@ -230,7 +230,8 @@ def test_worker_answers_each_line():
 
 
 def test_worker_refuses_other_lines():
-  with pytest.raises(ValueError, match="must be `go N`, with line='stop'"):
+  with pytest.raises(ValueError, match="must be `go N` or `profile`, with "
+                     "line='stop'"):
     worker.serve(Counting(), io.StringIO("stop\n"), io.StringIO())
 
 

@@ -31,7 +31,7 @@ NAME = "profile"
 PATH = os.path.join(ROOT, "results", "benchmarks", f"{NAME}.json")
 SQUARE = 2048  # rows and columns of the large matmul
 COPIED = 2**26  # entries
-REPEATS = 15
+REPEATS = 9
 SCALED = 8  # experts, over processors and processes
 
 

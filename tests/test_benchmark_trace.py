@@ -2,13 +2,15 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import as_it_is
 
 from benchmarks import profile, trace, worker
-from benchmarks.harness import Worker
+from benchmarks.harness import ROOT, Worker
 
 
 @pytest.mark.parametrize("name,kind,part", [
@@ -98,6 +100,20 @@ def test_worker_profiles():
   answers = io.StringIO()
   worker.serve(Profiled(), io.StringIO("profile\n"), answers)
   assert json.loads(answers.getvalue()) == {"seconds": {"matmul": 1.0}}
+
+
+def test_peak_memory_is_of_the_process_alone():
+  # This one holds a thousand MB for a moment and then starts another, which
+  # would have that peak by `getrusage`.
+  held = bytearray(10**9)
+  held[::4096] = bytes([1]) * len(held[::4096])
+  del held
+  assert worker.peak_rss_mb() > 1000
+  peak = subprocess.run(
+      [sys.executable, "-c",
+       "from benchmarks import worker; print(worker.peak_rss_mb())"],
+      check=True, capture_output=True, text=True, cwd=ROOT).stdout
+  assert 5 < float(peak) < 500
 
 
 # Stands for a worker: what it is told to build is what it says.

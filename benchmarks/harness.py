@@ -53,12 +53,10 @@ class Group:
   Attributes:
     name: unique in the suite.
     jobs: in their order of turns.
-    apart: whether each job is alone on the machine, one after the other.
   """
 
   name: str
   jobs: tuple[Job, ...]
-  apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +103,13 @@ class Claim:
 
 
 def rivals_group(
-    name: str, rivals: Sequence[str], apart: bool = False, **spec: Any
+    name: str, rivals: Sequence[str], **spec: Any
 ) -> Group:
   """Ours and rivals at the same task.
 
   Args:
     name: of the group.
     rivals: subjects.
-    apart: see `Group`.
     **spec: fields of `Spec` but the subject.
 
   Returns:
@@ -120,7 +117,7 @@ def rivals_group(
   """
   return Group(name, tuple(
       Job(SHORT[subject], Spec(subject, **spec))
-      for subject in ("ours", *rivals)), apart)
+      for subject in ("ours", *rivals)))
 
 
 def line(result: dict[str, Any]) -> str:
@@ -225,7 +222,7 @@ def measure(
     group: Group, alternations: int, steps: int,
     command: Sequence[str] = COMMAND, tell: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
-  """Measures the jobs of a group, by turns unless it is one apart.
+  """Measures the jobs of a group, by turns.
 
   Args:
     group: what to measure.
@@ -237,25 +234,13 @@ def measure(
   Returns:
     Label to what was measured.
   """
-  if group.apart:
-    return {
-        job.label: _take_turns([job], alternations, steps, command, tell)[0]
-        for job in group.jobs}
-  found = _take_turns(group.jobs, alternations, steps, command, tell)
-  return {
-      job.label: m for job, m in zip(group.jobs, found, strict=True)}
-
-
-def _take_turns(
-    jobs: Sequence[Job], alternations: int, steps: int,
-    command: Sequence[str], tell: Callable[[str], None],
-) -> list[dict[str, Any]]:
   with contextlib.ExitStack() as stack:
-    tell(f"building {', '.join(job.label for job in jobs)}")
-    workers = [stack.enter_context(Worker(job, command)) for job in jobs]
+    tell(f"building {', '.join(job.label for job in group.jobs)}")
+    workers = [
+        stack.enter_context(Worker(job, command)) for job in group.jobs]
     for worker in workers:
       worker.wait()
-    seconds: list[list[float]] = [[] for _ in jobs]
+    seconds: list[list[float]] = [[] for _ in workers]
     start = time.time()
     for turn in range(1, alternations + 1):
       answers = []
@@ -264,13 +249,13 @@ def _take_turns(
         own += answers[-1]["seconds"]
       left = (time.time() - start) / turn * (alternations - turn)
       tell(f"turn {turn} of {alternations}, {left:.0f} s left here")
-    return [
-        figures(job, own) | {
+    return {
+        job.label: figures(job, own) | {
             name: worker.hello[name]
             for name in ("facts", "build_seconds", "warm_up_seconds")} | {
                 "peak_rss_mb": answer["peak_rss_mb"]}
         for job, own, worker, answer in zip(
-            jobs, seconds, workers, answers, strict=True)]
+            group.jobs, seconds, workers, answers, strict=True)}
 
 
 def figures(job: Job, seconds: Sequence[float]) -> dict[str, Any]:

@@ -2,57 +2,56 @@
 
   python -m benchmarks.memory
 
-Each subject in a process of its own, alone; libraries, building and warm-up
-count. A ratio is our peak over the other's: less is better.
+Every subject of `train_step` and `decode` is a process of its own and says what
+it held at its peak, libraries, building and warm-up included: this command
+reads what they recorded, in every run. A ratio is our peak over the other's:
+less is better.
 """
 
+import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Claim
+from benchmarks.record import ROOT, Record, read
 
 NAME = "memory"
+RESULTS = os.path.join(ROOT, "results", "benchmarks")
 TARGET = 1.0  # against Hugging Face
-DECODE_BATCH = 8
-DECODE_TOKENS = 64
+SUITES = {"train_step": "train", "decode": "decode"}  # to what they do
 
 
-def suite(
-    experts: Sequence[int], vocabulary: Sequence[int], rivals: Sequence[str],
-    **sizes: int,
-) -> harness.Suite:
-  """What is measured and claimed.
+def results(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+  """What the peaks come to.
 
   Args:
-    experts: 1 is the dense model.
-    vocabulary: sizes of it.
-    rivals: against whom.
-    **sizes: other fields of `Spec`, for training.
+    records: suite to record, complete.
 
   Returns:
-    The suite.
+    A result for each group of `SUITES` and each rival in it, as those of other
+    suites: the median of the ratios of the runs.
   """
-  decode_sizes = dict(
-      batch=DECODE_BATCH, inputs=DECODE_TOKENS, targets=DECODE_TOKENS)
-  groups, claims = [], []
-  for task, chosen in (("train", sizes), ("decode", decode_sizes)):
-    for v in vocabulary:
-      for e in experts:
-        name = f"{task}/e{e}/v{v}"
-        groups.append(harness.rivals_group(
-            name, rivals, apart=True, task=task, experts=e, vocabulary=v,
-            **chosen))
-        claims += [_claim(name, rival) for rival in rivals]
-  return harness.Suite(NAME, tuple(groups), tuple(claims))
+  found = []
+  for suite, task in SUITES.items():
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for group in records[suite]["groups"] if suite in records else []:
+      runs.setdefault(group["name"], []).append(group["measurements"])
+    for name, measured in runs.items():
+      for rival in ("hf", "upstream"):
+        if {"ours", rival} <= set(measured[0]):
+          claim = _claim(f"{task}/{name}", rival)
+          found.append(claim.result([claim.value(one) for one in measured]))
+  return found
 
 
-def _claim(group: str, rival: str) -> Claim:
-  short = harness.SHORT[rival]
-  if rival == "hugging_face":
-    return Claim(f"{NAME}/{group}", group, "ours", short, "peak_rss_mb", TARGET,
+def _claim(what: str, rival: str) -> Claim:
+  if rival == "hf":
+    return Claim(f"{NAME}/{what}", what, "ours", rival, "peak_rss_mb", TARGET,
                  at_most=True)
-  return Claim(f"{NAME}/{short}/{group}", group, "ours", short, "peak_rss_mb",
+  return Claim(f"{NAME}/{rival}/{what}", what, "ours", rival, "peak_rss_mb",
                at_most=True)
 
 
@@ -61,15 +60,32 @@ def main(arguments: Sequence[str]) -> None:
 
   Args:
     arguments: of the command line.
+
+  Raises:
+    ValueError: if no record is complete, or they are of different machines.
   """
-  parser = harness.parser(
-      NAME, experts=(8, 32, 128), vocabulary=(512, 32128),
-      rivals=("hugging_face", "upstream"), alternations=2)
-  harness.add_sizes(parser)
+  parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}")
+  parser.add_argument("--results", default=RESULTS,
+                      help="the folder of records, read and written")
   options = parser.parse_args(arguments)
-  harness.run(suite(
-      options.experts, options.vocabulary, options.rivals,
-      **harness.sizes(options)), options)
+  records = {suite: record for suite, record in read(options.results).items()
+             if suite in SUITES}
+  if not records:
+    raise ValueError(
+        f"{NAME}: there must be a complete record of {' or '.join(SUITES)}, "
+        f"with --results={options.results}. Run python -m benchmarks."
+        f"{next(iter(SUITES))} first.")
+  machines = [record["machine"] for record in records.values()]
+  if machines.count(machines[0]) < len(machines):
+    raise ValueError(
+        f"{NAME}: the records must be of one machine and commit, with "
+        f"{dict(zip(records, machines, strict=True))}. Measure both again.")
+  record = Record(os.path.join(options.results, f"{NAME}.json"), NAME, {},
+                  resume=False)
+  record.data["machine"] = machines[0]
+  record.finish(results(records))
+  for result in record.data["results"]:
+    print(harness.line(result))
 
 
 if __name__ == "__main__":

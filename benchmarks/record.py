@@ -4,11 +4,13 @@ Written whole after every group, so that a suite that was interrupted can go on
 (`--resume`) from the groups that it has.
 """
 
+import glob
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -134,3 +136,40 @@ class Record:
       json.dump(self.data, f, indent=1)
       f.write("\n")
     os.replace(temporary, self.path)
+
+
+def read(folder: str) -> dict[str, dict[str, Any]]:
+  """The records of a folder by suite, without those that are not complete.
+
+  Args:
+    folder: of JSON files; several of a suite, such as one for each vocabulary,
+      are read as one.
+
+  Returns:
+    Suite to record.
+
+  Raises:
+    ValueError: if those of a suite are of different machines or commits.
+  """
+  records = {}
+  for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
+    with open(path) as f:
+      record = json.load(f)
+    if record.get("complete"):
+      _join(records.setdefault(record["suite"], record), record, path)
+    else:
+      print(f"{path}: not complete, left out", file=sys.stderr)
+  return records
+
+
+def _join(first: dict[str, Any], other: dict[str, Any], path: str) -> None:
+  """Adds another record's groups and results to the first of its suite."""
+  if other is first:
+    return
+  if other["machine"] != first["machine"]:
+    raise ValueError(
+        "benchmarks: records of one suite must be of one machine and commit, "
+        f"with suite={first['suite']}, path={path}, machine={other['machine']}, of "
+        f"those before={first['machine']}. Measure both again.")
+  for name in ("groups", "results"):
+    first[name] += other[name]

@@ -8,7 +8,6 @@ them, and replaces what stands between the two markers in README.md and, of
 """
 
 import argparse
-import glob
 import json
 import os
 import statistics
@@ -18,7 +17,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.harness import ROOT
+from benchmarks.record import ROOT, read
 
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
@@ -35,49 +34,14 @@ SUBJECTS = {"ours": ("switch_mtf", "#c44e52"),
 Points = dict[tuple[int, int], dict[str, float]]
 
 
-def read(folder: str) -> dict[str, dict[str, Any]]:
-  """The records of a folder by suite, without those that are not complete.
-
-  Args:
-    folder: of JSON files; several of a suite, such as one for each vocabulary,
-      are read as one.
-
-  Returns:
-    Suite to record.
-
-  Raises:
-    ValueError: if those of a suite are of different machines or commits.
-  """
-  records = {}
-  for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
-    with open(path) as f:
-      record = json.load(f)
-    if record.get("complete"):
-      _join(records.setdefault(record["suite"], record), record, path)
-    else:
-      print(f"{path}: not complete, left out", file=sys.stderr)
-  return records
-
-
-def _join(first: dict[str, Any], other: dict[str, Any], path: str) -> None:
-  """Adds another record's groups and results to the first of its suite."""
-  if other is first:
-    return
-  if other["machine"] != first["machine"]:
-    raise ValueError(
-        "report: records of one suite must be of one machine and commit, with "
-        f"suite={first['suite']}, path={path}, machine={other['machine']}, of "
-        f"those before={first['machine']}. Measure both again.")
-  for name in ("groups", "results"):
-    first[name] += other[name]
-
-
-def speeds(record: dict[str, Any], key: str) -> Points:
+def speeds(record: dict[str, Any], key: str,
+           figure: str = "tokens_per_second") -> Points:
   """Tokens per second of every subject.
 
   Args:
     record: of a suite that compares subjects.
     key: the field of `Spec` that the suite varies besides the experts.
+    figure: another figure instead, such as "peak_rss_mb".
 
   Returns:
     (its value, experts) to label to the median over the runs; only groups in
@@ -90,7 +54,7 @@ def speeds(record: dict[str, Any], key: str) -> Points:
       for label, one in measurements.items():
         point = one["spec"][key], one["spec"]["experts"]
         found.setdefault(point, {}).setdefault(label, []).append(
-            one["tokens_per_second"])
+            one[figure])
   return {
       point: {label: statistics.median(runs)
               for label, runs in by_label.items()}
@@ -205,7 +169,8 @@ def profile_tables(record: dict[str, Any]) -> str:
   stages = ("libraries", "graph", "variables")
   memory = [
       [step["name"], *(_mb(step["rss_mb"].get(stage)) for stage in stages),
-       _mb(sum(step.get("tensors_mb", {}).values())), _mb(step["peak_rss_mb"])]
+       _mb(sum(step.get("tensors_mb", {}).values())),
+       _mb(step.get("peak_rss_mb"))]
       for step in steps if step["rss_mb"]]
   could = " ".join(
       f"{library} multiplies two large matrices at "
@@ -272,6 +237,11 @@ def markdown(records: dict[str, dict[str, Any]]) -> str:
     parts += ["Greedy decoding, tokens per second:", speed_table(
         speeds(records["decode"], "batch"), "batch"),
         "![Decoding](results/benchmarks/decode.png)"]
+  for suite, key, what in (("train_step", "vocabulary", "training"),
+                           ("decode", "batch", "decoding")):
+    if suite in records:
+      parts += [f"Peak memory, {what}, in MB:", speed_table(
+          speeds(records[suite], key, "peak_rss_mb"), key)]
   parts += ["What is claimed:", claims_table(records)]
   parts += sorted({machine_line(record) for record in records.values()})
   return "\n\n".join(parts)

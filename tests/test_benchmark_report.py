@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import report
+from benchmarks import memory, record, report
 from benchmarks.harness import Claim
 
 
@@ -12,7 +12,7 @@ def made_up_records():
   def group(run, experts, ours, hf):
     return {"run": run, "name": f"e{experts}/v512", "measurements": {
         label: {"spec": {"vocabulary": 512, "experts": experts},
-                "tokens_per_second": speed}
+                "tokens_per_second": speed, "peak_rss_mb": speed / 10}
         for label, speed in (("ours", ours), ("hf", hf))}}
 
   claims = [Claim("train_step/hf/e8/v512", "g", "ours", "hf", target=1.5),
@@ -104,16 +104,40 @@ def test_report_needs_its_markers(text):
 
 
 def test_records_of_a_suite_are_joined(tmp_path):
-  record = made_up_records()["train_step"]
-  other = json.loads(json.dumps(record).replace("v512", "v4"))
-  for name, content in (("a", record), ("b", other)):
+  one = made_up_records()["train_step"]
+  other = json.loads(json.dumps(one).replace("v512", "v4"))
+  for name, content in (("a", one), ("b", other)):
     (tmp_path / f"{name}.json").write_text(json.dumps(content))
-  joined = report.read(str(tmp_path))["train_step"]
-  assert joined["groups"] == record["groups"] + other["groups"]
+  joined = record.read(str(tmp_path))["train_step"]
+  assert joined["groups"] == one["groups"] + other["groups"]
   assert [result["name"] for result in joined["results"]] == [
-      result["name"] for result in record["results"] + other["results"]]
+      result["name"] for result in one["results"] + other["results"]]
   other["machine"] |= {"commit": "another"}
   (tmp_path / "b.json").write_text(json.dumps(other))
   with pytest.raises(ValueError, match="records of one suite must be of one "
                      "machine and commit, with suite=train_step"):
-    report.read(str(tmp_path))
+    record.read(str(tmp_path))
+
+
+# 500 to 400 MB; 600 to 300 and, in the second run, 700 to 300, on average.
+MEMORY = ["memory/train/e1/v512 ratio=1.25 target=1 MISSED",
+          "memory/train/e8/v512 ratio=2.17 target=1 MISSED"]
+
+
+def test_memory_is_read_from_what_was_recorded(tmp_path, capsys):
+  one = made_up_records()["train_step"]
+  (tmp_path / "a.json").write_text(json.dumps(one))
+  memory.main([f"--results={tmp_path}"])
+  assert capsys.readouterr().out.splitlines() == MEMORY
+  made = json.loads((tmp_path / "memory.json").read_text())
+  assert made["complete"] and made["machine"] == one["machine"]
+  other = one | {"suite": "decode", "machine": {"processor": "another"}}
+  (tmp_path / "b.json").write_text(json.dumps(other))
+  with pytest.raises(ValueError, match="memory: the records must be of one "):
+    memory.main([f"--results={tmp_path}"])
+
+
+def test_memory_needs_a_record(tmp_path):
+  with pytest.raises(ValueError, match="memory: there must be a complete record "
+                     "of train_step or decode, with --results="):
+    memory.main([f"--results={tmp_path}"])

@@ -10,7 +10,6 @@ import pytest
 from benchmarks import (
   decode,
   harness,
-  memory,
   record,
   scale,
   startup,
@@ -77,14 +76,6 @@ def test_jobs_take_turns(command, tmp_path):
   assert found["hf"]["peak_rss_mb"] == 400
   assert found["ours"]["facts"]["parameters"] == 7
   assert found["ours"]["spec"] == dataclasses.asdict(group.jobs[0].spec)
-
-
-def test_jobs_apart_come_one_after_the_other(command, tmp_path):
-  note = tmp_path / "turns"
-  group = Group("g", (job("ours", note), job("upstream", note)), apart=True)
-  harness.measure(group, 2, 1, command, quiet)
-  assert note.read_text().splitlines() == (
-      ["ours go 1"] * 2 + ["upstream go 1"] * 2)
 
 
 @pytest.mark.parametrize("batch, says", [(0, "no batch"), (3, "out of memory")])
@@ -263,7 +254,6 @@ def test_train_step_claims():
 @pytest.mark.parametrize("suite", [
     train_step.suite((1, 8, 32, 128), (512, 32128), ("hugging_face",)),
     decode.suite((1, 8, 32), (8, 32, 128), (32128,), ("hugging_face",)),
-    memory.suite((8, 128), (512,), ("hugging_face", "upstream")),
     scale.suite((1, 2)), startup.suite()], ids=lambda suite: suite.name)
 def test_claims_name_what_is_measured(suite):
   labels = {g.name: [j.label for j in g.jobs] for g in suite.groups}

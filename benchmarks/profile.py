@@ -76,12 +76,11 @@ def measured(job: Job) -> dict[str, Any]:
   """Profiles one subject in a process of its own."""
   with Worker(job) as worker:
     worker.wait()
-    timed = worker.go(REPEATS)
+    seconds = worker.go(REPEATS)["seconds"]
     return {
         # Of the seconds only those by part are kept.
-        **harness.figures(job, timed["seconds"]), **worker.profile(),
-        "name": job.label, "peak_rss_mb": timed["peak_rss_mb"],
-        "rss_mb": worker.hello["facts"].get("rss_mb", {})}
+        **harness.figures(job, seconds), **worker.profile(),
+        "name": job.label, "rss_mb": worker.hello["facts"].get("rss_mb", {})}
 
 
 def median_seconds(run: Callable[[], Any]) -> float:

@@ -169,8 +169,7 @@ def profile_tables(record: dict[str, Any]) -> str:
   stages = ("libraries", "graph", "variables")
   memory = [
       [step["name"], *(_mb(step["rss_mb"].get(stage)) for stage in stages),
-       _mb(sum(step.get("tensors_mb", {}).values())),
-       _mb(step.get("peak_rss_mb"))]
+       _mb(sum(step.get("tensors_mb", {}).values()))]
       for step in steps if step["rss_mb"]]
   could = " ".join(
       f"{library} multiplies two large matrices at "
@@ -183,9 +182,9 @@ def profile_tables(record: dict[str, Any]) -> str:
       _table(["", "step", *parts, "matmul GFLOP at GFLOP/s"], seconds),
       *(_messages(step) for step in steps if step.get("messages")),
       "Memory that a process holds, in MB, after importing its libraries, "
-      "making the graph and making the variables; what a step's tensors take "
-      "at their most; and the peak.",
-      _table(["", *stages, "tensors", "peak"], memory),
+      "making the graph and making the variables; and what a step's tensors "
+      "take at their most. README has the peaks.",
+      _table(["", *stages, "tensors"], memory),
       machine_line(record)])
 
 

@@ -169,7 +169,8 @@ def _join(first: dict[str, Any], other: dict[str, Any], path: str) -> None:
   if other["machine"] != first["machine"]:
     raise ValueError(
         "benchmarks: records of one suite must be of one machine and commit, "
-        f"with suite={first['suite']}, path={path}, machine={other['machine']}, of "
-        f"those before={first['machine']}. Measure both again.")
+        f"with suite={first['suite']}, path={path}, "
+        f"machine={other['machine']}, of those before={first['machine']}. "
+        "Measure both again.")
   for name in ("groups", "results"):
     first[name] += other[name]

@@ -8,7 +8,6 @@ them, and replaces what stands between the two markers in README.md and, of
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys

@@ -138,6 +138,6 @@ def test_memory_is_read_from_what_was_recorded(tmp_path, capsys):
 
 
 def test_memory_needs_a_record(tmp_path):
-  with pytest.raises(ValueError, match="memory: there must be a complete record "
-                     "of train_step or decode, with --results="):
+  with pytest.raises(ValueError, match="memory: there must be a complete "
+                     "record of train_step or decode, with --results="):
     memory.main([f"--results={tmp_path}"])

@@ -221,7 +221,7 @@ def test_cache_as_upstream(mesh, shared_kv, positions, order):
 
 
 def test_what_is_kept_lies_as_it_is_read():
-  # Keys and values of each head one after another.
+  # Keys and values of each head one after another, zero where nothing is given.
   with tf.Graph().as_default():
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
     model_dim, memory = mtf.Dimension("d_model", 6), dims("memory_length")

@@ -76,10 +76,30 @@ def matmul(
   """
   if a_transposed and a.shape[-2] >= LONG and not AVX512:
     return _matmul_of_eigen(a, b, a_transposed, b_transposed)
+  if AVX512 and b.shape.rank == 2 and _faster_as_batch(
+      a, b, a_transposed, b_transposed):
+    return tf.matmul(a[None], b[None], transpose_a=a_transposed,
+                     transpose_b=b_transposed)[0]
   if b_transposed and not a_transposed and b.shape.rank == 2 and (
       1 < a.shape[0] <= FEW_ROWS and b.shape.num_elements() > CACHED):
     return _matmul_in_parts(a, b)
   return tf.matmul(a, b, transpose_a=a_transposed, transpose_b=b_transposed)
+
+
+def _faster_as_batch(
+    a: tf.Tensor, b: tf.Tensor, a_transposed: bool, b_transposed: bool
+) -> bool:
+  """Whether oneDNN's kernel for batches is faster with a batch of one.
+
+  4,096 rows, on two cores: the gradient of a weight of 1,024 x 256 16.3 -> 12.0
+  ms; times the transpose of one of 256 x 1,024 11.3 -> 9.6 ms. With as many
+  columns as rows, or more, it is as fast or slower.
+  """
+  if a_transposed:
+    return not b_transposed and 2 * a.shape[1] >= 3 * b.shape[1]
+  columns, summed = b.shape.as_list()
+  return b_transposed and a.shape[0] > FEW_ROWS and summed >= 2 * columns and (
+      summed * columns <= CACHED)
 
 
 def _matmul_in_parts(a_NK: tf.Tensor, b_MK: tf.Tensor) -> tf.Tensor:

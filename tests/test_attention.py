@@ -38,8 +38,11 @@ def attend(attention, shapes, *, shared_kv=False, mesh_shape="", layout="",
     model = types.SimpleNamespace(mesh_shape=mesh_shape, layout=layout)
     context = types.SimpleNamespace(
         model=model, train=True, num_microbatches=1, losses=None)
+    bias = xs.get("bias")
+    if "more bias" in xs:
+      bias += xs["more bias"]
     y = attention(xs["q"], xs["k"], xs["v"], memory, key, key,
-                  xs.get("bias"), context=context, **kwargs)
+                  bias, context=context, **kwargs)
     dy = mtf.import_tf_tensor(mesh, tf.constant(
         rng.normal(size=y.shape.to_integer_list), tf.float32), y.shape)
     inputs = {name: x for name, x in xs.items()
@@ -67,6 +70,9 @@ CASES = {
     "bias of all": (
         {**SELF, "bias": "batch length memory_length heads"}, {}),
     "bias of memory": ({**SELF, "bias": "memory_length"}, {}),
+    "sum of biases": (
+        {**SELF, "bias": "batch length memory_length",
+         "more bias": "length memory_length heads"}, {}),
     # With a bias: upstream's split over a spare mesh axis wants one.
     "one head": ({"q": "batch length d_kv", "k": "batch memory_length d_kv",
                   "v": "batch memory_length d_kv",
@@ -76,6 +82,9 @@ CASES = {
     "shared": (SELF, {"shared_kv": True}),
     "one query": (ONE, {}),
     "one query, bias": ({**ONE, "bias": "heads memory_length"}, {}),
+    "one query, sum of biases": (
+        {**ONE, "bias": "batch memory_length",
+         "more bias": "heads memory_length"}, {}),
     "one query, shared": ({**ONE, "bias": "memory_length"},
                           {"shared_kv": True}),
 }
@@ -97,6 +106,31 @@ def test_same_as_upstream(case, mesh):
   for name, value in expected.items():
     np.testing.assert_allclose(
         found[name], value, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+
+
+def test_gradient_of_a_sum_of_biases_is_added_up_first():
+  with tf.Graph().as_default() as graph:
+    mesh = mtf.Mesh(mtf.Graph(), "mesh")
+    q, k, v, seen, position = (
+        mtf.import_tf_tensor(mesh, tf.placeholder(
+            tf.float32, mtf.Shape(dims(names)).to_integer_list),
+                             mtf.Shape(dims(names)))
+        for names in [*SELF.values(), "batch length memory_length",
+                      "length memory_length heads"])
+    memory, key = dims("memory_length d_kv")
+    context = types.SimpleNamespace(
+        model=types.SimpleNamespace(mesh_shape="", layout=""), train=True)
+    y = ours.attention(
+        q, k, v, memory, key, key, seen + position, context=context)
+    grads = mtf.gradients([y], [position])
+    impl = mtf.placement_mesh_impl.PlacementMeshImpl("", "", [""])
+    lowering = mtf.Lowering(mesh.graph, {mesh: impl})
+    lowering.export_to_tf_tensor(grads[0])
+    # As large as the logits: 4 x 2 x 5 x 6. None is brought into the order of
+    # the sum, in which upstream has it.
+    assert not [op for op in graph.get_operations() if op.type == "Transpose"
+                and op.name.startswith("attention")
+                and op.outputs[0].shape.num_elements() == 240]
 
 
 def test_it_is_what_layers_use():

@@ -141,6 +141,31 @@ def test_matmul(
       a_transposed and long == 5 and not avx512)
 
 
+@pytest.mark.parametrize("a, b, a_transposed, b_transposed, batch", [
+    # The gradient of a weight with at least half as many rows again as columns.
+    ((5, 9), (5, 6), True, False, True),
+    ((5, 8), (5, 6), True, False, False),
+    # Times the transpose of a weight with at least twice as many columns.
+    ((17, 6), (3, 6), False, True, True),
+    ((17, 5), (3, 5), False, True, False),
+    ((16, 6), (3, 6), False, True, False),  # few rows
+    ((17, 10), (3, 10), False, True, False),  # a large weight: over 20 entries
+    ((17, 6), (6, 3), False, False, False),
+    ((6, 17), (3, 6), True, True, False),
+])
+@pytest.mark.parametrize("avx512", [False, True])
+def test_matmul_as_a_batch_of_one(
+    a, b, a_transposed, b_transposed, batch, avx512, monkeypatch):
+  monkeypatch.setattr(kernels, "CACHED", 20)
+  monkeypatch.setattr(kernels, "AVX512", avx512)
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=a), rng.normal(size=b)
+  close(run(kernels.matmul(*(tf.constant(x, tf.float32) for x in (a, b)),
+                           a_transposed, b_transposed)),
+        (a.T if a_transposed else a) @ (b.T if b_transposed else b))
+  assert ("BatchMatMulV2" in kinds()) == (batch and avx512)
+
+
 def softmax(x, axis=-1):
   x = np.exp(x - x.max(axis, keepdims=True))
   return x / x.sum(axis, keepdims=True)

@@ -1,5 +1,6 @@
 """Attention on CPU and GPU: one operation a processor, a cache that stays."""
 
+import functools
 import math
 
 import mesh_tensorflow as mtf
@@ -68,13 +69,13 @@ def attention(
     k, v = mtf.identity(k), mtf.identity(v)
   if float32_logits:
     q, k = mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)
-  if bias is not None:
-    bias = _on_each_part(mtf.cast(bias, q.dtype), dims.shared, context)
+  biases = [_on_each_part(mtf.cast(x, q.dtype), dims.shared, context)
+            for x in _summands(bias)]
   if not dims.queries:
-    return _attend_one_query(q, k, v, bias, dims)
+    return _attend_one_query(q, k, v, biases, dims)
   shape = mtf.Shape(dims.logits) - (dropout_broadcast_dims or [])
   mask = _dropout_mask(q, shape, dropout_rate) if drop else None
-  return _attend(q, k, v, bias, mask, dims)
+  return _attend(q, k, v, biases, mask, dims)
 
 
 def self_attention(
@@ -202,6 +203,19 @@ def _splits_what_is_shared(dims: "_Dims", context) -> bool:
           mtf.convert_to_shape(mesh_shape or "").dims))
 
 
+def _summands(bias: mtf.Tensor | None) -> list[mtf.Tensor]:
+  """Of which a bias is the sum: what is visible, and the relative positions.
+
+  The gradient of each is then added up as it comes. That of their sum is as
+  large as the logits, and would first be brought into the order of the sum.
+  """
+  if bias is None:
+    return []
+  if isinstance(bias.operation, mtf.AddOperation):
+    return [y for x in bias.operation.inputs for y in _summands(x)]
+  return [bias]
+
+
 def _on_each_part(
     bias: mtf.Tensor, shared: list[mtf.Dimension], context
 ) -> mtf.Tensor:
@@ -242,21 +256,20 @@ class _Dims:
 
 
 def _attend(
-    q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None,
+    q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, biases: list[mtf.Tensor],
     mask: mtf.Tensor | None, dims: _Dims,
 ) -> mtf.Tensor:
   """`kernels.attend` on each processor."""
   output_dims = [
       dims.value_dim if d == dims.key_dim else d for d in q.shape.dims]
-  extra = [x for x in (bias, mask) if x is not None]
+  extra = biases if mask is None else [*biases, mask]
   orders = [x.shape.dims for x in (q, k, v, *extra)]
   wanted = [dims.q, dims.k, dims.v] + [dims.logits] * len(extra)
 
   def fn(*slices: tf.Tensor) -> tf.Tensor:
     q, k, v, *more = map(_arrange, slices, orders, wanted)
-    y = kernels.attend(
-        q, k, v, more[0] if bias is not None else None,
-        more[-1] if mask is not None else None)
+    y = kernels.attend(q, k, v, _sum(more[:len(biases)]),
+                       None if mask is None else more[-1])
     return _arrange(y, dims.output, output_dims)
 
   return mtf.slicewise(
@@ -266,24 +279,28 @@ def _attend(
 
 
 def _attend_one_query(
-    q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None,
+    q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, biases: list[mtf.Tensor],
     dims: _Dims,
 ) -> mtf.Tensor:
   """`kernels.attend_one_query` on each processor: a step of decoding."""
   output_dims = [
       dims.value_dim if d == dims.key_dim else d for d in q.shape.dims]
-  orders = [x.shape.dims for x in (q, k, v, bias) if x is not None]
-  wanted = [dims.q, dims.k, dims.v, dims.logits]
+  inputs = [q, k, v, *biases]
+  orders = [x.shape.dims for x in inputs]
+  wanted = [dims.q, dims.k, dims.v] + [dims.logits] * len(biases)
 
   def fn(*slices: tf.Tensor) -> tf.Tensor:
-    arranged = map(_arrange, slices, orders, wanted)
-    return _arrange(
-        kernels.attend_one_query(*arranged), dims.output, output_dims)
+    q, k, v, *added = map(_arrange, slices, orders, wanted)
+    y = kernels.attend_one_query(q, k, v, _sum(added))
+    return _arrange(y, dims.output, output_dims)
 
   return mtf.slicewise(
-      fn, [x for x in (q, k, v, bias) if x is not None],
-      output_shape=mtf.Shape(output_dims), output_dtype=v.dtype,
+      fn, inputs, output_shape=mtf.Shape(output_dims), output_dtype=v.dtype,
       splittable_dims=dims.shared, name="attention_of_one")
+
+
+def _sum(xs: list[tf.Tensor]) -> tf.Tensor | None:
+  return functools.reduce(tf.add, xs) if xs else None
 
 
 def _arrange(

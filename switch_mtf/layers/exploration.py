@@ -101,5 +101,6 @@ class InputJitter(Exploration):
   def perturb(self, x_OGSM, dims):
     """See the base class."""
     u_OGSM = stateless.uniform(x_OGSM.mesh, dims.OGSM, "jitter")
-    factor_OGSM = 1.0 + self.epsilon * (2.0 * u_OGSM - 1.0)
+    # 1 + epsilon * (2 u - 1), in two passes over it.
+    factor_OGSM = (1.0 - self.epsilon) + 2.0 * self.epsilon * u_OGSM
     return x_OGSM * mtf.cast(factor_OGSM, x_OGSM.dtype)

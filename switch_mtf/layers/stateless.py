@@ -37,17 +37,17 @@ def uniform(
     float32 `dims` - multiples of 2^-24.
   """
   place = zlib.crc32(f"{tf.get_variable_scope().name}/{purpose}".encode())
-  index = mtf.constant(mesh, 0, dtype=tf.int32)
-  stride = 1
+  index, stride = {}, 1
   for dim in reversed(dims):
     # int32 wraps around in very large tensors. That is harmless in a hash.
-    index = index + _wrap(stride) * mtf.range(mesh, dim, tf.int32)
+    index[dim] = _wrap(stride) * mtf.range(mesh, dim, tf.int32)
     stride *= dim.size
-  index = mtf.transpose(index, mtf.Shape(dims))
+  *outer, inner = (index[dim] for dim in dims)
   step = mtf.import_fully_replicated(mesh, _global_step(), mtf.Shape([]))
   return mtf.slicewise(
-      lambda i, s: _hash_to_uniform(i, s, random_seed(), place),
-      [index, step], output_shape=index.shape, output_dtype=tf.float32,
+      lambda o, i, s: _hash_to_uniform(o, i, s, random_seed(), place),
+      [mtf.add_n([mtf.constant(mesh, 0, dtype=tf.int32), *outer]), inner, step],
+      output_shape=mtf.Shape(dims), output_dtype=tf.float32,
       splittable_dims=dims, grad_function=0, name=purpose)
 
 
@@ -76,13 +76,27 @@ def _wrap(stride: int) -> int:
 
 
 def _hash_to_uniform(
-    index: tf.Tensor, step: tf.Tensor, seed: int, place: int
+    outer: tf.Tensor, inner: tf.Tensor, step: tf.Tensor, seed: int, place: int
 ) -> tf.Tensor:
-  """Mixes the four 32-bit inputs; see `_mix`."""
+  """Mixes the four 32-bit inputs; see `_mix`.
+
+  Args:
+    outer: int32 [...] - the index but for the last axis' part.
+    inner: int32 [n] - its part.
+    step: int32 [].
+    seed: any number.
+    place: 32 bits.
+
+  Returns:
+    float32 [..., n].
+  """
   key = _mix(tf.constant(seed % 2**32, tf.uint32))
   key = _mix(key + tf.bitcast(step, tf.uint32))
   key = _mix(key + tf.constant(place, tf.uint32))
-  bits = _mix(_mix(tf.bitcast(index, tf.uint32) + key) ^ key)
+  # What is small is added up first: only one pass over all elements.
+  index = (tf.bitcast(outer, tf.uint32) + key)[..., None] + tf.bitcast(
+      inner, tf.uint32)
+  bits = _mix(_mix(index) ^ key)
   high = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
   return tf.cast(high, tf.float32) * 2.0**-24
 

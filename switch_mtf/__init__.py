@@ -14,6 +14,7 @@ if any(word.startswith("switch_mtf.") for word in getattr(
 if "switch_mtf.doctor" not in getattr(sys, "orig_argv", ()):
   from switch_mtf import compat as compat  # isort:skip
   from switch_mtf import kernels as kernels
+  from switch_mtf import matmuls as matmuls
   from switch_mtf.dims import MoeDims as MoeDims
   from switch_mtf.layers import attention as attention
   from switch_mtf.layers.dispatch import EinsumDispatcher as EinsumDispatcher
@@ -32,5 +33,5 @@ if "switch_mtf.doctor" not in getattr(sys, "orig_argv", ()):
   from switch_mtf.layers.switch_ffn import SwitchFFN as SwitchFFN
 
   compat.compute_faster_off_tpu(
-      kernels.einsum, attention.attention, attention.self_attention,
+      matmuls.einsum, attention.attention, attention.self_attention,
       attention.enc_dec_attention)

@@ -1,169 +1,13 @@
 """How one processor computes, on CPU and GPU: what is faster than the default.
 
 Functions of `tf.Tensor`s, each equal to the TensorFlow function it stands for
-to float rounding. `compat.compute_faster_off_tpu` puts `einsum` in its place;
-the layers call the others.
+to float rounding; the layers call them. What multiplies matrices is in
+`matmuls.py`.
 """
 
-import collections
-import math
-
 import tensorflow.compat.v1 as tf
-from numpy.core._multiarray_umath import __cpu_features__
 
-
-def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
-  """`tf.einsum` of two tensors as one (batched) matmul, as it stands in memory.
-
-  `tf.einsum` itself transposes where a matmul could read a matrix as its
-  transpose.
-
-  Args:
-    equation: such as "exm,emf->exf".
-    *slices: tensors, as many as the equation has.
-
-  Returns:
-    What `tf.einsum` returns.
-  """
-  plan = _plan(equation, slices)
-  if plan is None:
-    return tf.einsum(equation, *slices)
-  a, b = (slices[1], slices[0]) if plan.swapped else slices
-  sizes = _sizes(equation, slices)
-
-  def size(letters: str) -> list[int]:
-    return [sizes[letter] for letter in letters]
-
-  def matrices(x: tf.Tensor, has: str, wanted: tuple[str, str, str]):
-    if has != "".join(wanted):
-      x = tf.transpose(x, [has.index(letter) for letter in "".join(wanted)])
-    batch = [math.prod(size(wanted[0]))] if wanted[0] else []
-    return tf.reshape(x, [*batch, *(math.prod(size(w)) for w in wanted[1:])])
-
-  y = matmul(matrices(a, plan.a_has, plan.a_wanted),
-             matrices(b, plan.b_has, plan.b_wanted),
-             plan.a_transposed, plan.b_transposed)
-  y = tf.reshape(y, size(plan.y_has))
-  if plan.y_has != plan.y_wanted:
-    y = tf.transpose(y, [plan.y_has.index(letter) for letter in plan.y_wanted])
-  return y
-
-
-# With it oneDNN computes weight gradients with all threads, which makes a step
-# 5 to 8 % faster; else with one.
-AVX512 = __cpu_features__.get("AVX512F", False)
-# Summed entries from which TensorFlow's own kernel is faster without AVX-512.
-# With less, experts of few tokens, it is slower.
-LONG = 128
-# Rows, such as tokens that are decoded, for which oneDNN multiplies by a large
-# matrix up to a third faster in parts of so many entries, which stay in cache.
-FEW_ROWS, CACHED = 16, 2**19
-
-
-def matmul(
-    a: tf.Tensor, b: tf.Tensor, a_transposed: bool, b_transposed: bool
-) -> tf.Tensor:
-  """`tf.matmul`, by whichever of TensorFlow's two kernels is faster.
-
-  Args:
-    a: [..., n, k], or [..., k, n] if it is `a_transposed`.
-    b: [..., k, m], or [..., m, k] if it is `b_transposed`.
-    a_transposed: whether to read `a` as its transpose.
-    b_transposed: the same of `b`.
-
-  Returns:
-    [..., n, m].
-  """
-  if a_transposed and a.shape[-2] >= LONG and not AVX512:
-    return _matmul_of_eigen(a, b, a_transposed, b_transposed)
-  if AVX512 and b.shape.rank == 2 and _faster_as_batch(
-      a, b, a_transposed, b_transposed):
-    return tf.matmul(a[None], b[None], transpose_a=a_transposed,
-                     transpose_b=b_transposed)[0]
-  if b_transposed and not a_transposed and b.shape.rank == 2 and (
-      1 < a.shape[0] <= FEW_ROWS and b.shape.num_elements() > CACHED):
-    return _matmul_in_parts(a, b)
-  return tf.matmul(a, b, transpose_a=a_transposed, transpose_b=b_transposed)
-
-
-def _faster_as_batch(
-    a: tf.Tensor, b: tf.Tensor, a_transposed: bool, b_transposed: bool
-) -> bool:
-  """Whether oneDNN's kernel for batches is faster with a batch of one.
-
-  4,096 rows, on two cores: the gradient of a weight of 1,024 x 256 16.3 -> 12.0
-  ms; times the transpose of one of 256 x 1,024 11.3 -> 9.6 ms. With as many
-  columns as rows, or more, it is as fast or slower.
-  """
-  if a_transposed:
-    return not b_transposed and 2 * a.shape[1] >= 3 * b.shape[1]
-  columns, summed = b.shape.as_list()
-  return b_transposed and a.shape[0] > FEW_ROWS and summed >= 2 * columns and (
-      summed * columns <= CACHED)
-
-
-def _matmul_in_parts(a_NK: tf.Tensor, b_MK: tf.Tensor) -> tf.Tensor:
-  """`matmul` of few rows with the transpose of `b_MK`, `CACHED` at a time."""
-  rows, summed = b_MK.shape.as_list()
-  part = max(1, CACHED // summed)
-  parts = tf.split(b_MK, [
-      min(part, rows - start) for start in range(0, rows, part)])
-  return tf.concat(
-      [tf.matmul(a_NK, b, transpose_b=True) for b in parts], axis=-1)
-
-
-def _matmul_of_eigen(
-    a: tf.Tensor, b: tf.Tensor, a_transposed: bool, b_transposed: bool
-) -> tf.Tensor:
-  """`matmul` by the kernel that TensorFlow has without oneDNN."""
-  if a.dtype != tf.float32:
-    return tf.matmul(a, b, transpose_a=a_transposed, transpose_b=b_transposed)
-  # V3, unlike V2, is never left to oneDNN.
-  return tf.raw_ops.BatchMatMulV3(
-      x=a, y=b, adj_x=a_transposed, adj_y=b_transposed, Tout=a.dtype)
-
-
-_Plan = collections.namedtuple(
-    "_Plan", "swapped a_has a_wanted a_transposed b_has b_wanted b_transposed "
-    "y_has y_wanted")
-
-
-def _plan(equation: str, slices: tuple[tf.Tensor, ...]) -> _Plan | None:
-  """How to make a matmul of an einsum; None if it is none."""
-  if len(slices) != 2 or any(
-      x.shape.rank is None or None in x.shape.as_list() for x in slices):
-    return None
-  inputs, y = equation.replace(" ", "").split("->")
-  a, b = inputs.split(",")
-  shared = [letter for letter in a if letter in b]
-  batch = "".join(letter for letter in y if letter in shared)
-  summed = "".join(letter for letter in shared if letter not in y)
-  a_free = "".join(letter for letter in a if letter not in b)
-  b_free = "".join(letter for letter in b if letter not in a)
-  if not (summed and a_free and b_free) or set(a_free + b_free) - set(y) or (
-      len(set(a)) < len(a) or len(set(b)) < len(b)):
-    return None
-  swapped = y.replace(b_free, "").endswith(a_free) and (
-      y.index(b_free[0]) < y.index(a_free[0]))
-  if swapped:
-    a, b, a_free, b_free = b, a, b_free, a_free
-    # In the order in which the matrix to be read as it stands has them.
-    summed = "".join(letter for letter in a if letter in summed)
-  a_transposed = a == batch + summed + a_free
-  b_transposed = b != batch + summed + b_free
-  return _Plan(
-      swapped,
-      a, (batch, summed, a_free) if a_transposed else (batch, a_free, summed),
-      a_transposed,
-      b, (batch, b_free, summed) if b_transposed else (batch, summed, b_free),
-      b_transposed, batch + a_free + b_free, y)
-
-
-def _sizes(equation: str, slices: tuple[tf.Tensor, ...]) -> dict[str, int]:
-  """Size of each letter of an equation."""
-  names = equation.replace(" ", "").split("->")[0].split(",")
-  return {letter: size for name, x in zip(names, slices, strict=True)
-          for letter, size in zip(name, x.shape.as_list(), strict=True)}
+from switch_mtf import matmuls
 
 
 def attend(
@@ -234,14 +78,14 @@ def attend_one_query(
     [..., d_kv].
   """
   # For matrices this thin oneDNN's takes up to twice as long.
-  logits = _matmul_of_eigen(q_BK[..., None, :], k_BMK, False, True)
+  logits = matmuls.matmul_of_eigen(q_BK[..., None, :], k_BMK, False, True)
   if bias is not None:
     logits += bias[..., None, :]
   # The softmax, for which oneDNN takes longer where there is this little.
   weights = tf.exp(logits - tf.reduce_max(logits, axis=-1, keepdims=True))
   weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
   weights = tf.cast(weights, v_BMV.dtype)
-  return _matmul_of_eigen(weights, v_BMV, False, False)[..., 0, :]
+  return matmuls.matmul_of_eigen(weights, v_BMV, False, False)[..., 0, :]
 
 
 def remember(
@@ -389,29 +233,3 @@ def cross_entropy(
 
   return tf.reshape(
       loss_of(tf.reshape(logits, [-1, vocab])), ids.shape.as_list())
-
-
-def chosen_matmul(
-    x_RI: tf.Tensor, expert_R: tf.Tensor, kernel_EIO: tf.Tensor
-) -> tf.Tensor:
-  """Multiplies each of a few rows by the matrix of its expert.
-
-  Reads those matrices only, and copies none: a slice along the first axis is a
-  view.
-
-  Args:
-    x_RI: [rows, inputs].
-    expert_R: int32 [rows].
-    kernel_EIO: [experts, inputs, outputs].
-
-  Returns:
-    [rows, outputs].
-  """
-  _, inputs, outputs = kernel_EIO.shape.as_list()
-  # Without AVX-512 oneDNN's takes up to half as long again.
-  multiply = matmul if AVX512 else _matmul_of_eigen
-  return tf.concat([
-      multiply(x_RI[row:row + 1], tf.reshape(
-          tf.slice(kernel_EIO, [expert_R[row], 0, 0], [1, inputs, outputs]),
-          [inputs, outputs]), False, False)
-      for row in range(expert_R.shape.as_list()[0])], axis=0)

@@ -231,3 +231,14 @@ class Watched(Router):
             "drawn": stateless.uniform(x_OGSM.mesh, dims.OGS, "second_expert")}
     return dataclasses.replace(routing, metrics=routing.metrics | {
         f"seen_{name}": value for name, value in seen.items()})
+
+
+def run(tensors):
+  """What tensors of the default graph are."""
+  with tf.Session() as session:
+    return session.run(tensors)
+
+
+def close(found, expected, **kwargs):
+  """Fails unless two arrays are equal to float rounding."""
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5, **kwargs)

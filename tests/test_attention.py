@@ -126,6 +126,8 @@ def test_gradient_of_a_sum_of_biases_is_added_up_first():
     impl = mtf.placement_mesh_impl.PlacementMeshImpl("", "", [""])
     lowering = mtf.Lowering(mesh.graph, {mesh: impl})
     lowering.export_to_tf_tensor(grads[0])
+    assert "attention/parallel_0/Softmax" in {
+        op.name for op in graph.get_operations()}  # it is not upstream's
     # As large as the logits: 4 x 2 x 5 x 6. None is brought into the order of
     # the sum, in which upstream has it.
     assert not [op for op in graph.get_operations() if op.type == "Transpose"

@@ -17,11 +17,12 @@ ALLOWED = {
     "switch_mtf.checks": [],
     "switch_mtf.gin_files": [],
     "switch_mtf.mesh_errors": ["switch_mtf.dims"],
-    "switch_mtf.kernels": [],
+    "switch_mtf.matmuls": [],
+    "switch_mtf.kernels": ["switch_mtf.matmuls"],
     "switch_mtf.dims": ["switch_mtf.checks"],
     "switch_mtf.layers": [
         "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.kernels",
-        "switch_mtf.layers"],
+        "switch_mtf.layers", "switch_mtf.matmuls"],
     "switch_mtf.training": [
         "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.gin_files",
         "switch_mtf.kernels", "switch_mtf.layers", "switch_mtf.mesh_errors",
@@ -40,7 +41,8 @@ ALLOWED = {
     "switch_mtf.model": ["switch_mtf.dims", "switch_mtf.layers"],
     "switch_mtf.doctor": [],
     "switch_mtf": [
-        "switch_mtf.dims", "switch_mtf.kernels", "switch_mtf.layers"],
+        "switch_mtf.dims", "switch_mtf.kernels", "switch_mtf.layers",
+        "switch_mtf.matmuls"],
     "tasks": ["tasks"],
 }
 

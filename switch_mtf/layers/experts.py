@@ -5,7 +5,7 @@ import functools
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import kernels
+from switch_mtf import matmuls
 from switch_mtf.dims import MoeDims, check_shape, unsplit
 from switch_mtf.layers import stateless
 from switch_mtf.layers.initialization import kernel_initializer
@@ -154,7 +154,7 @@ def _times_chosen(
   # All may be split, since there is one processor only: into one part.
   inputs = [x, expert_OGSK, kernel]
   y = mtf.slicewise(
-      lambda x, expert, kernel: kernels.chosen_matmul(
+      lambda x, expert, kernel: matmuls.chosen_matmul(
           tf.reshape(x, [-1, input_dim.size]), tf.reshape(expert, [-1]),
           kernel),
       inputs, splittable_dims=[d for t in inputs for d in t.shape.dims],

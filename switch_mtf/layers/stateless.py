@@ -30,7 +30,7 @@ def uniform(
 
   Args:
     mesh: the mesh.
-    dims: dimensions of the result; any of them may be split.
+    dims: dimensions of the result, one or more; any of them may be split.
     purpose: tells two draws of one layer apart, such as "jitter".
 
   Returns:

@@ -50,19 +50,20 @@ def subjects(experts: Sequence[int], rivals: Sequence[str]) -> list[Job]:
                Spec(subject, "train", experts=e, vocabulary=v, **more))
 
   jobs = [train("ours", e) for e in experts]
-  jobs.append(train("ours", 8, 32128))
+  jobs += [train("ours", e, 32128) for e in (8, 32)]
   jobs += [Job(f"ours/forward_backward/e{e}/c1", Spec(
       "ours", "forward_backward", experts=e, vocabulary=512,
       capacity_factor=1.0)) for e in (1, 32)]
   jobs += [Job(f"ours/layer/e{e}/c1", Spec(
       "ours", "layer", experts=e, batch=64, targets=0, capacity_factor=1.0,
       group_size=4096)) for e in (32, 128)]
-  jobs += [Job(f"ours/decode/b8/e{e}", Spec(
-      "ours", "decode", experts=e, vocabulary=32128, batch=8, inputs=64,
-      targets=64)) for e in (8, 128)]
+  jobs += [Job(f"ours/decode/b{b}/e{e}", Spec(
+      "ours", "decode", experts=e, vocabulary=32128, batch=b, inputs=64,
+      targets=64)) for b in (1, 8, 32) for e in (8, 128)]
+  of_rivals = {"upstream": [(8, 512), (8, 32128), (32, 32128)],
+               "hugging_face": [(1, 512), (8, 512), (8, 32128)]}
   for rival in rivals:
-    jobs += [train(rival, e, v) for e, v in ((1, 512), (8, 512), (8, 32128))
-             if e > 1 or rival != "upstream"]
+    jobs += [train(rival, e, v) for e, v in of_rivals[rival]]
   return jobs
 
 

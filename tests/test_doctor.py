@@ -125,7 +125,7 @@ def test_pythons_are_those_of_compat():
 
 LOCK = """\
 # A comment.
-./stand_ins/seqio-nightly
+./packaging/seqio-nightly
     # via t5
 numpy==1.26.4
     # via tensorflow

@@ -22,7 +22,7 @@ import sys
 if not any(flag.startswith("--verbosity") for flag in sys.argv):
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from switch_mtf import compat  # isort:skip  (before mesh_tensorflow and t5)
+from switch_mtf import upstream  # isort:skip  (before mesh_tensorflow and t5)
 
 import gin
 import tensorflow.compat.v1 as tf
@@ -31,7 +31,13 @@ from t5.models import mesh_transformer_main
 
 import tasks  # noqa: F401  (registers our tasks)
 from switch_mtf import gin_files
-from switch_mtf.training import best, extension, guards, hooks, metrics
+from switch_mtf.training import (
+  best_checkpoint,
+  guards,
+  hooks,
+  metrics,
+  model_fn,
+)
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 DEMO_FLAGS = ["--gin_file=gin/experiments/demo.gin", "--model_dir=runs/demo"]
@@ -55,7 +61,7 @@ def main(argv: list[str]) -> None:
       return
     mesh_transformer_main.main(argv)
     metrics.report_evaluations(FLAGS.model_dir)
-    best.report(FLAGS.model_dir)
+    best_checkpoint.report(FLAGS.model_dir)
     if hooks.StopHook.stopped:
       sys.exit(hooks.INTERRUPTED)
   except KeyboardInterrupt:
@@ -100,8 +106,8 @@ def _prepare(argv: list[str]) -> None:
     guards.check_model_dir(FLAGS.model_dir)
   gin.add_config_file_search_path(ROOT)
   if FLAGS.tpu:
-    compat.use_reference_variables_on_tpu()
-  extension.install()
+    upstream.use_reference_variables_on_tpu()
+  model_fn.install()
 
 
 def _explanation() -> str:
@@ -122,7 +128,7 @@ def console_entry_point() -> None:
     sys.argv += DEMO_FLAGS
   tf.logging.set_verbosity(tf.logging.ERROR)
   tf.disable_v2_behavior()
-  compat.use_resource_variables()  # disable_v2_behavior turned them off
+  upstream.use_resource_variables()  # disable_v2_behavior turned them off
   app.run(main)
 
 

@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.record import ROOT  # noqa: E402
-from switch_mtf.training import report  # noqa: E402
+from switch_mtf.comparison import report  # noqa: E402
 
 # One-sided 95 % of Student's distribution, by degrees of freedom.
 STUDENT_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132}

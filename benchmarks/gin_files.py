@@ -118,8 +118,8 @@ def plan(row: Row) -> dict[str, Any]:
     What it costs, under `KEPT` and some sums; "compares" instead of a need for
     two steps if it starts other runs; "error" alone if it cannot be planned.
   """
+  from switch_mtf.comparison.compare import compare
   from switch_mtf.planning.plan import plan as make
-  from switch_mtf.training.compare import compare
   begun = time.perf_counter()
   try:
     made = make(row.files, ["offline.value = True", *row.params],

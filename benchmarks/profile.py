@@ -104,7 +104,7 @@ def torch_rates() -> dict[str, float]:
 
 def tensorflow_rates() -> dict[str, float]:
   """`_rates` of TensorFlow."""
-  import switch_mtf.compat  # noqa: F401  # isort:skip  (before tensorflow)
+  import switch_mtf.upstream  # noqa: F401  # isort:skip  (before tensorflow)
   import tensorflow.compat.v1 as tf
   with tf.Graph().as_default(), tf.Session() as session:
     x, y = (tf.get_variable(name, shape) for name, shape in (

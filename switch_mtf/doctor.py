@@ -218,7 +218,8 @@ def upstream() -> Iterator[Finding]:
   tf = importlib.import_module("tensorflow")
   yield Finding("ok", "tensorflow", tf.__version__)
   tf.get_logger().setLevel(logging.ERROR)
-  for module in ("switch_mtf.compat", "mesh_tensorflow", "seqio", "t5.models"):
+  for module in ("switch_mtf.upstream", "mesh_tensorflow", "seqio",
+                 "t5.models"):
     try:
       importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-import switch_mtf.compat  # noqa: F401  isort:skip  (before mesh_tensorflow)
+import switch_mtf.upstream  # noqa: F401  isort:skip  (before mesh_tensorflow)
 
 import dataclasses
 import pathlib

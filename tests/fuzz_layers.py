@@ -10,7 +10,7 @@ words that tell the user what to change: `<who>: <what must hold>, with
 the smallest configuration that still shows it; then the exit code is 1.
 """
 
-import switch_mtf.compat  # noqa: F401  isort:skip  (before mesh_tensorflow)
+import switch_mtf.upstream  # noqa: F401  isort:skip  (before mesh_tensorflow)
 
 import argparse
 import collections

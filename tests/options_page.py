@@ -13,7 +13,7 @@ from conftest import ROOT
 from mesh_tensorflow.transformer import utils
 
 import switch_mtf.layers
-import switch_mtf.training.extension  # noqa: F401  (registers `progress`)
+import switch_mtf.training.model_fn  # noqa: F401  (registers `progress`)
 
 for _module in pkgutil.iter_modules(switch_mtf.layers.__path__):
   importlib.import_module(f"switch_mtf.layers.{_module.name}")

@@ -10,7 +10,7 @@ from conftest import constant, evaluate
 from mesh_tensorflow.transformer import attention as upstream
 from mesh_tensorflow.transformer import transformer, transformer_layers
 
-from switch_mtf.layers import attention as ours
+from switch_mtf.kernels import attention as ours
 
 TOLERANCE = 1e-5
 SIZES = {"batch": 4, "length": 5, "memory_length": 6, "heads": 2, "d_kv": 3}

@@ -9,8 +9,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 from conftest import ROOT
 
-from switch_mtf.training import best, distillation_report, hooks, metrics
-from switch_mtf.training.distillation_report import Trained
+from switch_mtf.distillation import report
+from switch_mtf.distillation.report import Trained
+from switch_mtf.training import best_checkpoint, hooks, metrics
 
 
 def evaluated(model_dir, values):
@@ -32,23 +33,23 @@ SCORES = {(100, "qa/em"): 10.0, (100, "qa/f1"): 20.0,
 def test_each_task_has_a_best_step_of_its_own(tmp_path):
   # Means of qa: 15, 21, 20.5. cola is as good at 100 as at 200.
   evaluated(tmp_path, SCORES)
-  assert best.best(str(tmp_path)) == {
+  assert best_checkpoint.best(str(tmp_path)) == {
       "cola": {"step": 100, "score": 5.0, "metrics": {"matthews": 5.0}},
       "qa": {"step": 200, "score": 21.0, "metrics": {"em": 12.0, "f1": 30.0}}}
 
 
 def test_the_best_are_reported_when_they_are_new(tmp_path, capsys):
-  best.report(str(tmp_path))
+  best_checkpoint.report(str(tmp_path))
   assert not (tmp_path / "best.json").exists()
   evaluated(tmp_path, SCORES)
-  best.report(str(tmp_path))
+  best_checkpoint.report(str(tmp_path))
   assert capsys.readouterr().out == (
       "cola | best at step 100 | matthews 5.00\n"
       "qa | best at step 200 | em 12.00 | f1 30.00\n"
       "2 tasks, each at its best | mean 13.00\n")
-  assert json.loads((tmp_path / "best.json").read_text()) == best.best(
-      str(tmp_path))
-  best.report(str(tmp_path))
+  written = json.loads((tmp_path / "best.json").read_text())
+  assert written == best_checkpoint.best(str(tmp_path))
+  best_checkpoint.report(str(tmp_path))
   assert not capsys.readouterr().out
 
 
@@ -77,26 +78,26 @@ def test_table_6_by_hand():
           for quality, parameters, speed in (
               (-1.444, 3_800, 1000.0), (-1.580, 223, 2000.0),
               (-1.636, 223, None))]
-  found = distillation_report.compare(*runs)
+  found = report.compare(*runs)
   assert found["share_of_gain"] == pytest.approx(0.29, abs=0.005)
   assert found["compression"] == pytest.approx(0.941, abs=0.0005)
   assert found["speedup"] == 2.0
-  assert distillation_report.text(found).splitlines()[-1] == (
+  assert report.text(found).splitlines()[-1] == (
       "the student keeps 29% of the teacher's gain, with 94.1% fewer "
       "parameters, at 2.00 times its speed.")
 
 
 def test_a_teacher_that_is_no_better_has_no_gain_to_keep():
   runs = [Trained("d", "task", quality, 10, None) for quality in (1., 2., 3.)]
-  found = distillation_report.compare(*runs)
+  found = report.compare(*runs)
   assert found["share_of_gain"] is None and found["speedup"] is None
-  assert "no better than the baseline" in distillation_report.text(found)
+  assert "no better than the baseline" in report.text(found)
 
 
 def test_runs_must_be_judged_alike():
   with pytest.raises(ValueError, match=(
       "must have been evaluated alike, with teacher=a, student=b, baseline=a")):
-    distillation_report.compare(
+    report.compare(
         *(Trained("d", measure, 1.0, 1, None) for measure in "aba"))
 
 
@@ -121,7 +122,7 @@ def test_runs_are_read(tmp_path):
       "baseline": run_of(tmp_path / "b", {(5, "qa/em"): 4.0,
                                           (5, "cola/matthews"): 6.0}, [10])}
   done = subprocess.run(
-      [sys.executable, "-m", "switch_mtf.training.distillation_report",
+      [sys.executable, "-m", "switch_mtf.distillation.report",
        f"--output={tmp_path}/found/report.json",
        *(f"--{role}={folder}" for role, folder in folders.items())],
       cwd=ROOT, capture_output=True, text=True)
@@ -137,4 +138,4 @@ def test_a_run_must_have_been_trained(tmp_path):
   with pytest.raises(ValueError, match=(
       "distillation_report: the run must have been trained, with "
       f"model_dir={tmp_path}, checkpoint=None.")):
-    distillation_report.read(str(tmp_path))
+    report.read(str(tmp_path))

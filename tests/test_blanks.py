@@ -1,4 +1,4 @@
-from switch_mtf.training import blanks
+from switch_mtf.comparison import blanks
 
 
 def test_merge_fills_each_blank_with_its_span():

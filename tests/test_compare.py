@@ -7,7 +7,7 @@ import types
 import pytest
 from absl import flags
 
-from switch_mtf.training import compare
+from switch_mtf.comparison import compare
 
 
 @pytest.mark.parametrize("at_once, cores, tpu, gpus, turns", [

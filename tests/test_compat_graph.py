@@ -1,4 +1,4 @@
-"""What compat changes in the making of graphs, not in what they compute."""
+"""What upstream.speed changes in the making of graphs, not in their numbers."""
 
 from unittest import mock
 

@@ -22,7 +22,7 @@ import os, sys
 os.environ["SWITCH_MTF_FAST"] = "{fast}"
 import switch_mtf
 import t5.data.mixtures
-from switch_mtf.late_imports import LateModule
+from switch_mtf.upstream.late_imports import LateModule
 late = [name for name in {LATE} if isinstance(sys.modules[name], LateModule)]
 assert late == ({list(LATE)} if {fast} else []), late
 
@@ -50,7 +50,7 @@ assert isinstance(pandas.Series([1]), pandas.Series)
 def test_garbage_is_collected_after_the_import():
   code = ("import gc, sys; on = sys.argv[1] == 'on'\n"
           "if not on: gc.disable()\n"
-          "from switch_mtf import compat\nassert gc.isenabled() == on")
+          "from switch_mtf import upstream\nassert gc.isenabled() == on")
   for state in ("on", "off"):
     subprocess.run([sys.executable, "-c", code, state], cwd=ROOT, check=True)
 

@@ -1,4 +1,4 @@
-"""compat: which constants of a graph are one operation; scopes that close."""
+"""Upstream: which constants of a graph are one operation; scopes that close."""
 
 import numpy as np
 import pytest

@@ -11,9 +11,9 @@ from conftest import constant, evaluate, lower
 from mesh_tensorflow.transformer import transformer
 from test_models import build
 
-from switch_mtf.layers.embedding import cross_entropy_from_ids
-from switch_mtf.training import distillation, student_init
-from switch_mtf.training.distillation import Distillation, Teacher
+from switch_mtf.distillation import loss, student_init
+from switch_mtf.distillation.loss import Distillation, Teacher
+from switch_mtf.kernels.embedding import cross_entropy_from_ids
 
 BATCH, LENGTH, VOCAB, STEP = 2, 5, 7, 10
 TARGETS = np.array([[3, 1, 6, 2, 0], [5, 5, 1, 0, 0]])  # 0 is padding
@@ -185,7 +185,7 @@ def test_most_used_expert_is_read(tmp_path):
       f'\n{{"kind": "train", "step": {step}, "loss": 1.0, '
       f'"encoder/block_000/layer_003/expert_load": {load}}}'
       for step, load in ((100, [.7, .2, .1]), (200, [.2, .3, .5]))))
-  assert distillation.most_used_experts(str(tmp_path)) == {
+  assert loss.most_used_experts(str(tmp_path)) == {
       "encoder/block_000/layer_003": 2}
 
 
@@ -217,14 +217,14 @@ def test_nothing_fits():
 def test_no_record_of_experts(tmp_path):
   with pytest.raises(ValueError, match=(
       "must have recorded .*model_dir=.*distillation.replaced")):
-    distillation.most_used_experts(str(tmp_path))
+    loss.most_used_experts(str(tmp_path))
 
 
 def test_teacher_must_be_there(tmp_path):
   with pytest.raises(ValueError, match=(
       "gin file must be there, with config=.*operative_config.gin.*"
       "distill_from.checkpoint")):
-    distillation.distill_from(str(tmp_path))
+    loss.distill_from(str(tmp_path))
   with pytest.raises(ValueError, match=(
       "checkpoint must be there, with .*distill_from.checkpoint")):
     Teacher(str(tmp_path), None).trained()

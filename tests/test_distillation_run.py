@@ -15,7 +15,8 @@ from test_gin import parse
 from test_run_t5 import losses, run, same_weights, succeed, weights
 
 from switch_mtf.checkpoints import plain_t5
-from switch_mtf.training import metrics, student_init
+from switch_mtf.distillation import student_init
+from switch_mtf.training import metrics
 
 STUDENT = "tests/gin/student.gin"
 TRAIN, EVAL = tf.estimator.ModeKeys.TRAIN, tf.estimator.ModeKeys.EVAL
@@ -143,14 +144,14 @@ seqio.TaskRegistry.add(
     output_features={"inputs": feature, "targets": feature},
     metric_fns=[metrics.rouge])
 """
-# Without compat mesh_tensorflow is not to be imported with this TensorFlow. Of
+# Without our fixes mesh_tensorflow cannot be imported with this TensorFlow. Of
 # this project's layers and gin files nothing is used.
 T5 = """
 import sys
-from switch_mtf import compat
+from switch_mtf import upstream
 import seqio, tensorflow.compat.v1 as tf
 tf.disable_v2_behavior()
-compat.use_resource_variables()
+upstream.use_resource_variables()
 import t5.models, toy
 model_dir, inputs, outputs = sys.argv[1:]
 def model():

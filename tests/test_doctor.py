@@ -10,7 +10,7 @@ import types
 import psutil
 import pytest
 
-from switch_mtf import compat, doctor
+from switch_mtf import doctor, upstream
 
 ROOT = doctor.ROOT
 LINE = re.compile(r"(ok  |warn|FAIL)  \S+ *  .*")
@@ -50,7 +50,7 @@ def test_ready():
 
 
 def test_verdict_when_compat_refuses(tmp_path):
-  # A TensorFlow that only has a version: compat refuses it before it is used.
+  # A TensorFlow that only has a version: upstream refuses it before it is used.
   for folder in ("tensorflow", "tensorflow/compat", "tensorflow/compat/v1"):
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "__init__.py").write_text(
@@ -61,7 +61,7 @@ def test_verdict_when_compat_refuses(tmp_path):
   done = run_doctor(PYTHONPATH=str(tmp_path))
   assert done.returncode == 1, done.stdout
   assert "Traceback" not in done.stdout + done.stderr
-  assert ("FAIL  switch_mtf.compat  switch_mtf: TensorFlow must be 2.15.x"
+  assert ("FAIL  switch_mtf.upstream  switch_mtf: TensorFlow must be 2.15.x"
           in done.stdout)
   assert "not examined: devices, mesh, tasks, vocabularies" in done.stdout
   assert done.stdout.endswith("doctor: 1 findings stop a run.\n")
@@ -116,7 +116,7 @@ def test_python(monkeypatch):
 def test_pythons_are_those_of_compat():
   for version in [(3, minor) for minor in range(8, 15)]:
     try:
-      compat.check_versions(version, "2.15.1")
+      upstream.check_versions(version, "2.15.1")
       accepted = True
     except ImportError:
       accepted = False

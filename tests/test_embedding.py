@@ -7,7 +7,7 @@ import tensorflow.compat.v1 as tf
 from conftest import constant, evaluate, lower, make_context
 from mesh_tensorflow.transformer import transformer
 
-from switch_mtf.layers.embedding import GatherEmbedding, cross_entropy_from_ids
+from switch_mtf.kernels.embedding import GatherEmbedding, cross_entropy_from_ids
 
 VOCAB, MODEL = 8, 6
 TOKENS = mtf.convert_to_shape("outer_batch:2,batch:4,length:5").dims

@@ -10,23 +10,29 @@ PACKAGE = ROOT / "switch_mtf"
 
 # The first entry that a module's name starts with says what it may import of
 # ours: modules, or packages with all that is in them. Imports go down only.
-# Anyone may import compat, which comes first.
+# Anyone may import upstream, which comes first.
 ALLOWED = {
-    "switch_mtf.late_imports": [],
-    "switch_mtf.compat": ["switch_mtf.late_imports"],
-    "switch_mtf.checks": [],
+    "switch_mtf.upstream.late_imports": [],
+    "switch_mtf.upstream": ["switch_mtf.upstream"],
+    "switch_mtf.errors": [],
     "switch_mtf.gin_files": [],
     "switch_mtf.mesh_errors": ["switch_mtf.dims"],
-    "switch_mtf.matmuls": [],
-    "switch_mtf.kernels": ["switch_mtf.matmuls"],
-    "switch_mtf.dims": ["switch_mtf.checks"],
+    "switch_mtf.dims": ["switch_mtf.errors"],
+    "switch_mtf.kernels": ["switch_mtf.dims", "switch_mtf.kernels"],
     "switch_mtf.layers": [
-        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.kernels",
-        "switch_mtf.layers", "switch_mtf.matmuls"],
+        "switch_mtf.errors", "switch_mtf.dims", "switch_mtf.kernels",
+        "switch_mtf.layers"],
     "switch_mtf.training": [
-        "switch_mtf.checks", "switch_mtf.dims", "switch_mtf.gin_files",
+        "switch_mtf.errors", "switch_mtf.dims", "switch_mtf.gin_files",
         "switch_mtf.kernels", "switch_mtf.layers", "switch_mtf.mesh_errors",
         "switch_mtf.training"],
+    "switch_mtf.comparison": [
+        "switch_mtf.errors", "switch_mtf.gin_files", "switch_mtf.training",
+        "switch_mtf.comparison"],
+    "switch_mtf.distillation": [
+        "switch_mtf.dims", "switch_mtf.errors", "switch_mtf.gin_files",
+        "switch_mtf.kernels", "switch_mtf.layers", "switch_mtf.training",
+        "switch_mtf.comparison", "switch_mtf.distillation"],
     "switch_mtf.checkpoints": [
         "switch_mtf.dims", "switch_mtf.gin_files", "switch_mtf.layers",
         "switch_mtf.checkpoints"],
@@ -36,13 +42,9 @@ ALLOWED = {
     "switch_mtf.planning": [
         "switch_mtf.dims", "switch_mtf.gin_files", "switch_mtf.layers",
         "switch_mtf.mesh_errors", "switch_mtf.planning"],
-    "switch_mtf.tables": [
-        "switch_mtf.dims", "switch_mtf.layers", "switch_mtf.tables"],
-    "switch_mtf.model": ["switch_mtf.dims", "switch_mtf.layers"],
     "switch_mtf.doctor": [],
     "switch_mtf": [
-        "switch_mtf.dims", "switch_mtf.kernels", "switch_mtf.layers",
-        "switch_mtf.matmuls"],
+        "switch_mtf.dims", "switch_mtf.kernels", "switch_mtf.layers"],
     "tasks": ["tasks"],
 }
 
@@ -79,7 +81,7 @@ def wrong_imports(module, source):
   ours = [name for name in imports(source)
           if is_in(name, ["switch_mtf", "tasks"])]
   return [name for name in ours if not is_in(name, allowed)
-          and not is_in(name, ["switch_mtf.compat"])
+          and not is_in(name, ["switch_mtf.upstream"])
           and name != "switch_mtf.__version__"]
 
 
@@ -118,7 +120,7 @@ MODULES = dict(modules("switch_mtf")) | dict(modules("tasks"))
 
 
 def test_modules_are_found():
-  assert {"switch_mtf", "switch_mtf.dims", "switch_mtf.compat",
+  assert {"switch_mtf", "switch_mtf.dims", "switch_mtf.upstream",
           "switch_mtf.layers.switch_ffn", "switch_mtf.training",
           "tasks"} <= set(MODULES)
 
@@ -144,7 +146,7 @@ def test_inside_layers(module):
 def test_only_compat_patches_upstream(module):
   found = list(patched(MODULES[module]))
   # The second does so for the first, which says what and why.
-  if module in ("switch_mtf.compat", "switch_mtf.late_imports"):
+  if module in ("switch_mtf.upstream", "switch_mtf.upstream.late_imports"):
     assert found
   else:
     assert found == []
@@ -152,8 +154,8 @@ def test_only_compat_patches_upstream(module):
 
 def test_only_compat_puts_off_imports():
   assert [module for module, source in MODULES.items()
-          if "switch_mtf.late_imports" in imports(source)] == [
-              "switch_mtf.compat"]
+          if "switch_mtf.upstream.late_imports" in imports(source)] == [
+              "switch_mtf.upstream"]
 
 
 def test_compat_comes_first():
@@ -162,7 +164,7 @@ def test_compat_comes_first():
                PACKAGE / "__init__.py"):
     names = [n for n in imports(path.read_text())
              if n.split(".")[0] not in ("importlib", "os", "sys")]
-    assert is_in(names[0], ["switch_mtf.compat"]), path
+    assert is_in(names[0], ["switch_mtf.upstream"]), path
 
 
 @pytest.mark.parametrize("folder", ["gin", "gin/models", "gin/layouts",
@@ -186,7 +188,7 @@ def test_gin_is_the_library():
     ("switch_mtf.layers.routing", "from switch_mtf import training"),
     ("switch_mtf.layers.routing", "def f():\n  from switch_mtf import model"),
     ("switch_mtf.dims", "from switch_mtf.layers import routing"),
-    ("switch_mtf.compat", "import switch_mtf.dims"),
+    ("switch_mtf.upstream", "import switch_mtf.dims"),
     ("switch_mtf.training.hooks", "import tasks.names"),
     ("switch_mtf.training.hooks", "from switch_mtf.checkpoints import names"),
     ("tasks.names", "from switch_mtf.dims import MoeDims"),

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from switch_mtf.late_imports import LateModule, import_when_used
+from switch_mtf.upstream.late_imports import LateModule, import_when_used
 
 
 @pytest.fixture

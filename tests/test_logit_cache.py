@@ -9,7 +9,7 @@ from conftest import ROOT
 from test_distillation_run import flags, teacher  # noqa: F401, a fixture
 from test_run_t5 import losses, run, same_weights, succeed, weights
 
-from switch_mtf.training.logit_store import About, LogitStore
+from switch_mtf.distillation.logit_store import About, LogitStore
 
 FILL = "gin/runs/cache_logits.gin"
 ABOUT = About("hash", "task", inputs=2, targets=2, vocab=4, top_k=None)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from conftest import close, run
 
-from switch_mtf import matmuls
+from switch_mtf.kernels import matmuls
 
 TOLERANCE = 1e-5
 # What dense layers and experts are made of, forward and backward: none may

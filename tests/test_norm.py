@@ -7,7 +7,7 @@ import tensorflow.compat.v1 as tf
 from conftest import constant, evaluate, lower, make_context
 from mesh_tensorflow.transformer import transformer
 
-from switch_mtf.layers.norm import rms_norm
+from switch_mtf.kernels.norm import rms_norm
 
 TOKENS = mtf.convert_to_shape("outer_batch:2,batch:4,length:5").dims
 MODEL = mtf.Dimension("d_model", 6)

@@ -7,7 +7,7 @@ import tensorflow.compat.v1 as tf
 from conftest import lower
 from mesh_tensorflow import optimize
 
-from switch_mtf.training.optimizer import FewPassAdafactor
+from switch_mtf.kernels.adafactor import FewPassAdafactor
 
 LARGE = {
     "dense": "d_model:256,d_ff:128", "wi": "experts:4,d_model:128,d_ff:256"}

@@ -8,7 +8,7 @@ from switch_mtf import gin_files
 from switch_mtf.checkpoints import plain_t5
 
 CONFIG = """
-import switch_mtf.layers.norm
+import switch_mtf.kernels.norm
 d_ff = 64
 seed = 3
 MIXTURE_NAME = 'a_task'

@@ -1,7 +1,7 @@
 import pytest
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.training import report
+from switch_mtf.comparison import report
 
 
 def runs(dense, switch):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from switch_mtf.training import side_by_side
+from switch_mtf.comparison import side_by_side
 
 
 def python(code):

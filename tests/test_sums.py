@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.training import sums
+from switch_mtf.kernels import sums
 
 PARTS = {"one matrix": [4, 6], "a matrix each": [3, 4, 6], "odd": [5, 3, 4],
          "parts": [8, 4, 6], "uneven parts": [6, 4, 6]}

@@ -5,8 +5,8 @@ import functools
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import matmuls
 from switch_mtf.dims import MoeDims, check_shape, unsplit
+from switch_mtf.kernels import matmuls
 from switch_mtf.layers import stateless
 from switch_mtf.layers.initialization import kernel_initializer
 

@@ -11,7 +11,7 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import checks
+from switch_mtf import errors
 
 # Under the scope of an attention layer, as `AttentionParams` names them.
 ATTENTION_KERNELS = ("q", "k", "v", "kv", "o")
@@ -34,7 +34,7 @@ def init_scale(value: float = 0.1) -> float:
   Raises:
     ValueError: if it is not positive.
   """
-  checks.number("init_scale", above=0, value=value)
+  errors.number("init_scale", above=0, value=value)
   return value
 
 
@@ -57,7 +57,7 @@ def attention_init(scale: float | None = None) -> float | None:
     ValueError: if it is not positive.
   """
   if scale is not None:
-    checks.number("attention_init", above=0, scale=scale)
+    errors.number("attention_init", above=0, scale=scale)
   return scale
 
 

@@ -6,7 +6,7 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import checks
+from switch_mtf import errors
 from switch_mtf.layers import stateless
 from switch_mtf.layers.exploration import Exploration, SampleSoftmax
 from switch_mtf.layers.losses import load_balancing_loss
@@ -56,7 +56,7 @@ class SecondAboveThreshold(SecondPolicy):
     Raises:
       ValueError: if it is out of range.
     """
-    checks.number(
+    errors.number(
         "SecondAboveThreshold", at_least=0, below=1, threshold=threshold)
     self.threshold = threshold
 
@@ -75,7 +75,7 @@ class RandomSecond(SecondPolicy):
     Raises:
       ValueError: if it is out of range.
     """
-    checks.number("RandomSecond", above=0, at_most=1, threshold=threshold)
+    errors.number("RandomSecond", above=0, at_most=1, threshold=threshold)
     self.threshold = threshold
 
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
@@ -124,14 +124,14 @@ class Top2Router(Router):
       ValueError: if an argument is of another kind, or the weight negative.
     """
     super().__init__(exploration, float32)
-    checks.number(
+    errors.number(
         "Top2Router", at_least=0, second_place_weight=second_place_weight)
-    checks.flag("Top2Router", prioritized=prioritized)
+    errors.flag("Top2Router", prioritized=prioritized)
     self.prioritized = prioritized
     self.second_train = (
         RandomSecond() if second_train is None else second_train)
     self.second_eval = AlwaysSecond() if second_eval is None else second_eval
-    checks.instance(
+    errors.instance(
         "Top2Router", SecondPolicy, "@RandomSecond()",
         second_train=self.second_train, second_eval=self.second_eval)
     self.second_place_weight = second_place_weight
@@ -200,7 +200,7 @@ class NoTokenLeftBehindRouter(Router):
       ValueError: if an argument is of another kind, or `rounds` not positive.
     """
     super().__init__(exploration, float32)
-    checks.whole("NoTokenLeftBehindRouter", rounds=rounds)
+    errors.whole("NoTokenLeftBehindRouter", rounds=rounds)
     self.rounds = rounds
 
   def num_choices(self, num_experts: int) -> int:
@@ -250,7 +250,7 @@ class ExpertChoiceRouter(Router):
           "ExpertChoiceRouter: exploration must leave the choice to the "
           f"experts, with exploration={type(exploration).__name__}. Set "
           "ExpertChoiceRouter.exploration to @InputJitter().")
-    checks.flag("ExpertChoiceRouter", softmax_over_tokens=softmax_over_tokens)
+    errors.flag("ExpertChoiceRouter", softmax_over_tokens=softmax_over_tokens)
     self.softmax_over_tokens = softmax_over_tokens
 
   def __call__(self, x_OGSM, nonpadding_OGS, dims, context):

@@ -12,7 +12,7 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import checks
+from switch_mtf import errors
 from switch_mtf.dims import MoeDims, check_shape
 from switch_mtf.layers.exploration import Exploration, InputJitter
 from switch_mtf.layers.initialization import kernel_initializer
@@ -64,9 +64,9 @@ class Router(abc.ABC):
       ValueError: if an argument is of another kind.
     """
     name = type(self).__name__
-    checks.flag(name, float32=float32)
+    errors.flag(name, float32=float32)
     self.exploration = InputJitter() if exploration is None else exploration
-    checks.instance(
+    errors.instance(
         name, Exploration, "@InputJitter()", exploration=self.exploration)
     self.float32 = float32
 
@@ -231,7 +231,7 @@ class SwitchRouter(Router):
       ValueError: if an argument is of another kind.
     """
     super().__init__(exploration, float32)
-    checks.flag("SwitchRouter", prioritized=prioritized)
+    errors.flag("SwitchRouter", prioritized=prioritized)
     self.prioritized = prioritized
 
   def assign(

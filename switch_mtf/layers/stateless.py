@@ -13,13 +13,13 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import checks
+from switch_mtf import errors
 
 
 @gin.configurable("random_seed")
 def random_seed(value: int = 0) -> int:
   """The seed of a run: initialisation, jitter and dropout follow from it."""
-  checks.whole("random_seed", at_least=-2**63, value=value)
+  errors.whole("random_seed", at_least=-2**63, value=value)
   return value
 
 

@@ -11,7 +11,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import attention, transformer_layers
 
-from switch_mtf import checks
+from switch_mtf import errors
 from switch_mtf.layers.switch_ffn import SwitchFFN
 
 RELATIVE_ATTENTION = (None, "bias", "bias_shared", "contextual")
@@ -60,15 +60,15 @@ class SwitchSelfAttention(transformer_layers.SelfAttention):
       ValueError: if an argument is out of its range.
     """
     who = "SwitchSelfAttention"
-    checks.whole(who, num_heads=num_heads, key_value_size=key_value_size)
-    checks.number(who, at_least=0, below=1, dropout_rate=dropout_rate)
-    checks.one_of(who, RELATIVE_ATTENTION,
+    errors.whole(who, num_heads=num_heads, key_value_size=key_value_size)
+    errors.number(who, at_least=0, below=1, dropout_rate=dropout_rate)
+    errors.one_of(who, RELATIVE_ATTENTION,
                   relative_attention_type=relative_attention_type)
     # With fewer an encoder has no bucket for distances that are not exact.
-    checks.whole(
+    errors.whole(
         who, at_least=4,
         relative_attention_num_buckets=relative_attention_num_buckets)
-    checks.instance(who, Callable, "@attention/SwitchFFN, without brackets",
+    errors.instance(who, Callable, "@attention/SwitchFFN, without brackets",
                     projection=projection)
     super().__init__(
         num_heads=num_heads, key_value_size=key_value_size, shared_kv=True,
@@ -78,7 +78,7 @@ class SwitchSelfAttention(transformer_layers.SelfAttention):
     # Made here, as gin's scopes (encoder, decoder) hold while layers are made.
     self.query_projection = projection()
     self.memory_projection = projection()
-    checks.instance(
+    errors.instance(
         who, SwitchFFN, "what makes one, such as @attention/SwitchFFN",
         projection=self.query_projection)
 

@@ -10,7 +10,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
-from switch_mtf import checks
+from switch_mtf import errors
 from switch_mtf.dims import MoeDims, on_tpu
 from switch_mtf.layers import summaries
 from switch_mtf.layers.dispatch import Dispatcher, default_dispatcher
@@ -235,14 +235,14 @@ def _check_options(options: dict) -> None:
     return {name: options[name] for name in names if options[name] is not None}
 
   who = "SwitchFFN"
-  checks.whole(who, **some("num_experts", "group_size", "min_capacity"))
-  checks.whole(who, **some_or_none("hidden_size"))
-  checks.number(who, above=0, **some_or_none(
+  errors.whole(who, **some("num_experts", "group_size", "min_capacity"))
+  errors.whole(who, **some_or_none("hidden_size"))
+  errors.number(who, above=0, **some_or_none(
       "capacity_factor_train", "capacity_factor_eval"))
-  checks.number(who, at_least=0, below=1, **some("dropout_rate"))
-  checks.number(who, at_least=0, **some("load_balancing_coef", "router_z_coef"))
+  errors.number(who, at_least=0, below=1, **some("dropout_rate"))
+  errors.number(who, at_least=0, **some("load_balancing_coef", "router_z_coef"))
   for activation in options["activation"] or [None]:
-    checks.one_of(who, ACTIVATIONS, activation=activation)
-  checks.instance(who, Router, "@SwitchRouter()", **some("router"))
-  checks.instance(
+    errors.one_of(who, ACTIVATIONS, activation=activation)
+  errors.instance(who, Router, "@SwitchRouter()", **some("router"))
+  errors.instance(
       who, Dispatcher, "@GatherDispatcher()", **some_or_none("dispatcher"))

@@ -10,7 +10,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 
-from switch_mtf import compat, mesh_errors
+from switch_mtf import mesh_errors, upstream
 from switch_mtf.layers import summaries
 from switch_mtf.planning.configuration import Configuration
 from switch_mtf.planning.mesh import PlanningMeshImpl
@@ -78,7 +78,7 @@ def build(configuration: Configuration) -> TrainingGraph:
   collects = gc.isenabled()
   gc.disable()  # hundreds of thousands of objects, none of them garbage
   try:
-    with tf.Graph().as_default(), compat.graph_that_never_runs(
+    with tf.Graph().as_default(), upstream.graph_that_never_runs(
         mesh_impl) as lowerings:
       tf.train.create_global_step()
       spec = utils.tpu_estimator_model_fn(**arguments)(

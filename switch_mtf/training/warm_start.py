@@ -10,20 +10,20 @@ from collections.abc import Iterable
 
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import compat
+from switch_mtf import upstream
 
 MAX_NAMES = 6
 SLOT = "_slot_"  # of the optimizer
 
 
-def begins_from_another(run: compat.ModelRun) -> bool:
+def begins_from_another(run: upstream.ModelRun) -> bool:
   """Whether a run takes its first weights from `init_checkpoint`."""
   return bool(
       run.mode == tf.estimator.ModeKeys.TRAIN and run.init_checkpoint
       and not (run.model_dir and tf.train.latest_checkpoint(run.model_dir)))
 
 
-def check(run: compat.ModelRun) -> None:
+def check(run: upstream.ModelRun) -> None:
   """Raises ValueError unless the checkpoint is there."""
   if not tf.io.gfile.exists(f"{run.init_checkpoint}.index"):
     raise ValueError(
@@ -32,7 +32,7 @@ def check(run: compat.ModelRun) -> None:
         "utils.run.init_checkpoint to a path such as DIR/model.ckpt-3000.")
 
 
-def explain(run: compat.ModelRun, error: Exception) -> ValueError | None:
+def explain(run: upstream.ModelRun, error: Exception) -> ValueError | None:
   """A better error where a variable has another shape there, or None."""
   found = re.search(
       r"Shape of variable (\S+):0 \((.*)\) doesn't match with shape of tensor "
@@ -46,7 +46,8 @@ def explain(run: compat.ModelRun, error: Exception) -> ValueError | None:
       "variable out with tpu_estimator_model_fn.init_variable_filter.")
 
 
-def lines(run: compat.ModelRun, variables: Iterable[tf.Variable]) -> list[str]:
+def lines(
+    run: upstream.ModelRun, variables: Iterable[tf.Variable]) -> list[str]:
   """What is taken over and what is not.
 
   Args:

@@ -16,7 +16,7 @@ import sys
 import gin
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import checks, compat, mesh_errors
+from switch_mtf import errors, mesh_errors, upstream
 from switch_mtf.layers import initialization, stateless, summaries
 from switch_mtf.training import guards, hooks, warm_start
 
@@ -68,15 +68,15 @@ def precision(activation_dtype: str | None = None) -> str | None:
   Raises:
     ValueError: if it is another.
   """
-  checks.one_of("precision", (None, "float32", "bfloat16"),
+  errors.one_of("precision", (None, "float32", "bfloat16"),
                 activation_dtype=activation_dtype)
   return activation_dtype
 
 
-class TrainingExtension(compat.ModelFnExtension):
+class TrainingExtension(upstream.ModelFnExtension):
   """See the module."""
 
-  def before_graph(self, run: compat.ModelRun) -> None:
+  def before_graph(self, run: upstream.ModelRun) -> None:
     """Seeds what TensorFlow itself draws; binds what T5 leaves no seam for."""
     if warm_start.begins_from_another(run):
       warm_start.check(run)
@@ -88,13 +88,13 @@ class TrainingExtension(compat.ModelFnExtension):
     initialization.scale_attention(tf.get_variable_scope())
 
   def explain(
-      self, run: compat.ModelRun, error: Exception
+      self, run: upstream.ModelRun, error: Exception
   ) -> Exception | None:
     """Rewrites errors about a mesh, or a checkpoint, that does not fit."""
     return (mesh_errors.explain(error, run.mesh_shape, run.layout_rules)
             or warm_start.explain(run, error))
 
-  def finish(self, run: compat.ModelRun, spec):
+  def finish(self, run: upstream.ModelRun, spec):
     """Adds what the mode needs; on TPU hooks cannot look into the step."""
     if run.model_dir:
       guards.check_checkpoint(run.model_dir, tf.global_variables())
@@ -108,8 +108,8 @@ class TrainingExtension(compat.ModelFnExtension):
 
 
 def install() -> None:
-  """Registers the extension with `compat`."""
-  compat.extend_model_fn(TrainingExtension())
+  """Registers the extension with `upstream`."""
+  upstream.extend_model_fn(TrainingExtension())
 
 
 def layer_metrics() -> dict[str, tf.Tensor]:
@@ -128,7 +128,7 @@ def tell_loss_weights() -> None:
           f"{sum(weights):.4g} times their mean", file=sys.stderr)
 
 
-def _extend_train(run: compat.ModelRun, spec):
+def _extend_train(run: upstream.ModelRun, spec):
   guards.check_room(
       run.model_dir, tf.global_variables(), run.keep_checkpoint_max)
   tell_loss_weights()
@@ -148,7 +148,7 @@ def _extend_train(run: compat.ModelRun, spec):
       training_chief_hooks=[*spec.training_chief_hooks, *new_hooks])
 
 
-def _extend_eval(run: compat.ModelRun, spec):
+def _extend_eval(run: upstream.ModelRun, spec):
   metric_fn, tensors = spec.eval_metrics  # the last: 1 for a real target
   layers = layer_metrics()
 

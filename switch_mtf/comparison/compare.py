@@ -18,8 +18,8 @@ import gin
 import tensorflow.compat.v1 as tf
 from absl import flags
 
-from switch_mtf import checks, gin_files
-from switch_mtf.training import report, side_by_side
+from switch_mtf import errors, gin_files
+from switch_mtf.comparison import report, side_by_side
 from switch_mtf.training.hooks import INTERRUPTED, duration
 
 FINISHED = "finished.json"
@@ -64,7 +64,7 @@ def compare(
       gin files have changed since one of their runs was finished.
     SystemExit: if a run failed or was interrupted.
   """
-  checks.whole("compare", at_least=1, at_once=at_once)
+  errors.whole("compare", at_least=1, at_once=at_once)
   from_runs = from_runs or {}
   _check_order(list(models), from_runs)
   model_dir = estimator.model_dir

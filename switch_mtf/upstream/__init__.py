@@ -24,7 +24,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from switch_mtf import late_imports
+from switch_mtf.upstream import late_imports
 
 # "0" leaves what computes as upstream has it: to compare, or to see whether
 # something of ours is at fault.
@@ -241,7 +241,7 @@ def open_model_fn() -> None:
         raise ValueError(
             "switch_mtf: variables must be resource variables on CPU and GPU, "
             "with resource_variables_enabled=False. Call "
-            "switch_mtf.compat.use_resource_variables() after "
+            "switch_mtf.upstream.use_resource_variables() after "
             "tf.disable_v2_behavior().")
       for extension in _extensions:
         extension.before_graph(run)

@@ -25,10 +25,10 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 
-from switch_mtf import checks
+from switch_mtf import errors
 from switch_mtf.dims import on_tpu
+from switch_mtf.distillation.logit_store import About, LogitStore
 from switch_mtf.training.hooks import duration
-from switch_mtf.training.logit_store import About, LogitStore
 
 FILLED = "switch_mtf_filled_logits"  # a graph's collection
 CACHED_VOCAB = "cached_vocab"  # not split, whatever the layout does with vocab
@@ -52,9 +52,9 @@ def logit_cache(
   Raises:
     ValueError: if an option has an illegal value.
   """
-  checks.flag("logit_cache", fill=fill)
+  errors.flag("logit_cache", fill=fill)
   if top_k is not None:
-    checks.whole("logit_cache", top_k=top_k)
+    errors.whole("logit_cache", top_k=top_k)
   if directory is None:
     if fill:
       raise ValueError(

@@ -7,7 +7,7 @@ to float rounding; the layers call them. What multiplies matrices is in
 
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import matmuls
+from switch_mtf.kernels import matmuls
 
 
 def attend(

@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow import optimize
 
 from switch_mtf.dims import on_tpu
-from switch_mtf.training import sums
+from switch_mtf.kernels import sums
 
 
 @gin.configurable

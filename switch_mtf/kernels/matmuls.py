@@ -1,7 +1,7 @@
 """Which of TensorFlow's kernels multiplies matrices fastest, on CPU and GPU.
 
 Functions of `tf.Tensor`s, each equal to the TensorFlow function it stands for
-to float rounding. `compat.compute_faster_off_tpu` puts `einsum` in its place;
+to float rounding. `upstream.compute_faster_off_tpu` puts `einsum` in its place;
 the layers call the others.
 """
 

@@ -5,7 +5,7 @@ Everything comes from what the runs left behind (`metrics.jsonl`, `blanks.json`,
 
 A run is judged by its loss on the validation split, at the last step, or, where
 only tasks were scored, by the mean of their metrics at the step that is best
-for all of them together. `best.py` has each task's own best step.
+for all of them together. `best_checkpoint.py` has each task's own best step.
 """
 
 import json
@@ -21,7 +21,8 @@ import tensorflow.compat.v1 as tf
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
 
-from switch_mtf.training import best, blanks, metrics  # noqa: E402
+from switch_mtf.comparison import blanks  # noqa: E402
+from switch_mtf.training import best_checkpoint, metrics  # noqa: E402
 
 LOAD = "expert_load"
 # One a model, the baseline first.
@@ -101,7 +102,7 @@ def validation(
     # The shortest name is the whole validation split, longer ones its parts.
     whole = min((r["name"] for r in evaluations), key=len)
     return [r for r in evaluations if r["name"] == whole]
-  tasks = best.scores(directory).values()
+  tasks = best_checkpoint.scores(directory).values()
   if not tasks:
     raise ValueError(
         "report: a run must have been evaluated, with "

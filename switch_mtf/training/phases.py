@@ -19,7 +19,7 @@ import mesh_tensorflow.transformer.utils as mtf_utils
 import tensorflow.compat.v1 as tf
 from absl import flags
 
-from switch_mtf.training import best, metrics
+from switch_mtf.training import best_checkpoint, metrics
 from switch_mtf.training.hooks import INTERRUPTED, duration
 
 
@@ -81,5 +81,5 @@ def run_phase(path: str, model_dir: str) -> None:
       name: flags.FLAGS[name].value
       for name in ("tpu_job_name", "tpu", "gcp_project", "tpu_zone")})
   metrics.report_evaluations(model_dir)
-  best.report(model_dir)
+  best_checkpoint.report(model_dir)
   print(f"{name}: done in {duration(time.time() - start)}", file=sys.stderr)

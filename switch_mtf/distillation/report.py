@@ -1,6 +1,6 @@
 """What a distillation was worth: teacher, student and a student without one.
 
-  python -m switch_mtf.training.distillation_report --teacher=DIR \
+  python -m switch_mtf.distillation.report --teacher=DIR \
       --student=DIR --baseline=DIR [--output=FILE]
 
 Reads what the three runs left behind. Their quality is the last neg. log
@@ -16,7 +16,8 @@ import sys
 
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.training import best, metrics, report
+from switch_mtf.comparison import report
+from switch_mtf.training import best_checkpoint, metrics
 
 ROLES = ("teacher", "student", "baseline")
 
@@ -57,7 +58,7 @@ def read(model_dir: str) -> Trained:
   found = report.validation(model_dir, metrics.read(model_dir, "eval"))
   measure = report.LOSS if report.LOSS in found[-1] else report.SCORE
   judged_by = ([measure] if measure == report.LOSS
-               else sorted(best.scores(model_dir)))
+               else sorted(best_checkpoint.scores(model_dir)))
   speeds = metrics.read(model_dir, "eval_speed")
   return Trained(
       model_dir, "+".join(judged_by), report.quality(found, measure),
@@ -125,7 +126,7 @@ def text(found: dict) -> str:
 def main() -> int:
   """Prints the report of what is named; 0, or 2 if something is wrong."""
   parser = argparse.ArgumentParser(
-      prog="python -m switch_mtf.training.distillation_report",
+      prog="python -m switch_mtf.distillation.report",
       description=__doc__.split("\n")[0])
   for role in ROLES:
     parser.add_argument(f"--{role}", required=True, metavar="DIR",

@@ -22,7 +22,7 @@ import sys
 if not any(flag.startswith("--verbosity") for flag in sys.argv):
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from switch_mtf import upstream  # isort:skip  (before mesh_tensorflow and t5)
+from switch_mtf.upstream import fixes  # isort:skip  (before mesh_tensorflow and t5)
 
 import gin
 import tensorflow.compat.v1 as tf
@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from t5.models import mesh_transformer_main
 
 import tasks  # noqa: F401  (registers our tasks)
-from switch_mtf import gin_files
+from switch_mtf import errors, gin_files
 from switch_mtf.training import (
   best_checkpoint,
   guards,
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
   except KeyboardInterrupt:
     sys.exit(hooks.INTERRUPTED)
   except (ValueError, OSError, tf.errors.OpError) as error:
-    text = guards.readable(error)
+    text = errors.user_message(error)
     if text is None or logging.get_verbosity() >= logging.INFO:
       raise
     sys.exit(text)
@@ -106,7 +106,7 @@ def _prepare(argv: list[str]) -> None:
     guards.check_model_dir(FLAGS.model_dir)
   gin.add_config_file_search_path(ROOT)
   if FLAGS.tpu:
-    upstream.use_reference_variables_on_tpu()
+    fixes.use_reference_variables_on_tpu()
   model_fn.install()
 
 
@@ -128,7 +128,7 @@ def console_entry_point() -> None:
     sys.argv += DEMO_FLAGS
   tf.logging.set_verbosity(tf.logging.ERROR)
   tf.disable_v2_behavior()
-  upstream.use_resource_variables()  # disable_v2_behavior turned them off
+  fixes.use_resource_variables()  # disable_v2_behavior turned them off
   app.run(main)
 
 

@@ -1,6 +1,6 @@
 """One feed-forward layer alone, with its gradients: ours and T5's dense one."""
 
-from switch_mtf import upstream  # isort:skip  (before tensorflow)
+from switch_mtf.upstream import fixes  # isort:skip  (before tensorflow)
 
 import types
 
@@ -27,7 +27,7 @@ def build(spec: Spec) -> MeshSubject:
     The layer.
   """
   tf.disable_v2_behavior()
-  upstream.use_resource_variables()
+  fixes.use_resource_variables()
   mesh = mtf.Mesh(mtf.Graph(), "mesh")
   shape = mtf.Shape([
       mtf.Dimension("batch", spec.batch),

@@ -4,7 +4,7 @@ Both come out of the gin files of `benchmarks/gin/` and of
 `utils.tpu_estimator_model_fn`, with random ids for data.
 """
 
-from switch_mtf import upstream  # isort:skip  (before tensorflow)
+from switch_mtf.upstream import fixes  # isort:skip  (before tensorflow)
 
 import contextlib
 import os
@@ -69,7 +69,7 @@ def build(
     The model.
   """
   tf.disable_v2_behavior()
-  upstream.use_resource_variables()
+  fixes.use_resource_variables()
   tf.set_random_seed(0)
   _configure(spec)
   rss = {"libraries": rss_mb()}

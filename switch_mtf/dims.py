@@ -19,10 +19,15 @@ is called "batch" so that T5's rule `batch:batch` splits the groups. Nothing in
 `layers/` writes `mtf.Dimension("...")`. Read `layers/switch_ffn.py` next.
 """
 
+from switch_mtf import upstream  # noqa: F401  isort:skip
+
 import dataclasses
 import itertools
 
 import mesh_tensorflow as mtf
+
+from switch_mtf.errors import either, legal_divisors
+from switch_mtf.mesh import mesh_axis
 
 
 def unsplit(dim: mtf.Dimension) -> mtf.Dimension:
@@ -47,12 +52,6 @@ def check_shape(
         f"shape={tensor.shape}. Reshape or rename the argument.")
 
 
-def legal_divisors(size: int, near: int, count: int = 4) -> list[int]:
-  """Up to `count` divisors of `size` that lie nearest to `near`, sorted."""
-  divisors = [d for d in range(1, size + 1) if size % d == 0]
-  return sorted(sorted(divisors, key=lambda d: (abs(d - near), d))[:count])
-
-
 def expert_capacity(
     group_size: int, num_experts: int, factor: float, minimum: int
 ) -> int:
@@ -62,16 +61,6 @@ def expert_capacity(
   more than the group has tokens.
   """
   return min(group_size, max(minimum, int(group_size * factor / num_experts)))
-
-
-def on_tpu(mesh: mtf.Mesh) -> bool:
-  """Whether a mesh is one of TPU cores, where gathers are slow.
-
-  Mesh-TF does not know its mesh implementation while the graph is built. What
-  it does know: only on TPU (`SimdMeshImpl`) is a mesh made with a variable
-  placer, and without one its placement is a device name.
-  """
-  return not isinstance(mesh.variable_placer_fn, str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,49 +226,6 @@ def _batch_dims(x_shape: mtf.Shape) -> tuple[mtf.Dimension, mtf.Dimension]:
   return outer, x_shape.get_dim_by_name("batch")
 
 
-def mesh_axis(
-    dim: mtf.Dimension,
-    layout: mtf.LayoutRules | str | None,
-    mesh_shape: mtf.Shape | str | None,
-) -> tuple[int | None, int]:
-  """The mesh axis that splits a dimension, and into how many parts.
-
-  Args:
-    dim: any dimension.
-    layout: layout rules of the run, None for one processor.
-    mesh_shape: mesh of the run, None for one processor.
-
-  Returns:
-    The axis, None if there is none, and 1 or its size.
-  """
-  if layout is None or mesh_shape is None:
-    return None, 1
-  mesh_shape = mtf.convert_to_shape(mesh_shape)
-  axis = mtf.convert_to_layout_rules(layout).tensor_dimension_to_mesh_axis(
-      dim, mesh_shape)
-  return axis, 1 if axis is None else mesh_shape.dims[axis].size
-
-
-def split_dims(
-    shape: mtf.Shape,
-    layout: mtf.LayoutRules | str | None,
-    mesh_shape: mtf.Shape | str | None,
-) -> list[mtf.Dimension]:
-  """The dimensions of a shape that are split, each as large as it has parts.
-
-  Args:
-    shape: any shape.
-    layout: layout rules of the run, None for one processor.
-    mesh_shape: mesh of the run, None for one processor.
-
-  Returns:
-    Dimensions of the same names.
-  """
-  split = [(dim, *mesh_axis(dim, layout, mesh_shape)) for dim in shape.dims]
-  return [mtf.Dimension(dim.name, ways)
-          for dim, axis, ways in split if axis is not None]
-
-
 # What no rule may split: all is needed in one place.
 WHOLE_DIMS = ("d_model", "group", "expert_capacity", "choices")
 
@@ -327,7 +273,7 @@ def _check_experts(num_experts: int, ways: int) -> None:
     raise ValueError(
         "SwitchFFN: num_experts must be divisible by the mesh axis that splits "
         f"'experts', with num_experts={num_experts}, axis size={ways}. Set "
-        f"SwitchFFN.num_experts to {_or(legal)}, or change "
+        f"SwitchFFN.num_experts to {either(legal)}, or change "
         "utils.run.mesh_shape.")
 
 
@@ -358,10 +304,4 @@ def _fit_groups(
       f"tokens={tokens}, mesh axis '{batch_dim.name}'={ways}, "
       f"group_size={group_size}. Set {f'{scope}/' if scope else ''}"
       f"SwitchFFN.group_size to a divisor of {per_processor}, such as "
-      f"{_or(legal_divisors(per_processor, group_size))}.")
-
-
-def _or(values: list[int]) -> str:
-  """'2, 3 or 4'."""
-  *head, last = [str(v) for v in values]
-  return f"{', '.join(head)} or {last}" if head else last
+      f"{either(legal_divisors(per_processor, group_size))}.")

@@ -19,9 +19,11 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import NamedTuple
+
+from switch_mtf.errors import some
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHONS = ((3, 10), (3, 11))
@@ -81,13 +83,6 @@ def _installed(name: str) -> str | None:
     return None
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
-  """The first names, and how many there are besides."""
-  names = list(names)
-  rest = f" and {len(names) - most} more" if len(names) > most else ""
-  return ", ".join(names[:most]) + rest
-
-
 def packages() -> Iterator[Finding]:
   """Every package of requirements.txt should be there in its version."""
   if not (ROOT / "requirements.txt").exists():
@@ -101,9 +96,9 @@ def packages() -> Iterator[Finding]:
            for name, pin in pinned.items()
            if found[name] is not None and pin not in (None, found[name])]
   if missing:
-    yield Finding("FAIL", "packages", f"missing: {_some(missing)}", INSTALL)
+    yield Finding("FAIL", "packages", f"missing: {some(missing)}", INSTALL)
   if other:
-    yield Finding("warn", "packages", f"not as pinned: {_some(other)}", INSTALL)
+    yield Finding("warn", "packages", f"not as pinned: {some(other)}", INSTALL)
   if not missing and not other:
     yield Finding("ok", "packages", f"{len(pinned)} as in requirements.txt")
 
@@ -136,7 +131,7 @@ def owners() -> Iterator[Finding]:
   for names, folders in groups.items():
     yield Finding(
         "FAIL", "owners",
-        f"{' and '.join(names)} both write {_some(sorted(folders))}",
+        f"{' and '.join(names)} both write {some(sorted(folders))}",
         f"pip uninstall -y {' '.join(names)}, then {INSTALL}")
   if not groups:
     yield Finding("ok", "owners", "every file belongs to one package")
@@ -244,11 +239,11 @@ def devices() -> Iterator[Finding]:
     yield Finding("ok", "gpu", f"{details.get('device_name')} as {gpu.name}")
   if present and not gpus:
     yield Finding(
-        "warn", "gpu", f"TensorFlow does not see {_some(present)}",
+        "warn", "gpu", f"TensorFlow does not see {some(present)}",
         'pip install "tensorflow[and-cuda]==2.15.1"; unset '
         "CUDA_VISIBLE_DEVICES if it is set")
   if tpus:
-    yield Finding("ok", "tpu", f"{_some(tpus)}; runs use it when given --tpu")
+    yield Finding("ok", "tpu", f"{some(tpus)}; runs use it when given --tpu")
   if not gpus and not present and not tpus:
     yield Finding("ok", "devices", "CPU only")
 

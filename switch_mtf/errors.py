@@ -1,13 +1,67 @@
-"""Refuses an option with a value that it cannot have, in the house's words."""
+"""How an error is worded, and what the errors of upstream packages mean.
+
+  <who>: <what must hold>, with <name=value, ...>. <What to change.>
+
+Three parts: words that errors share; checks of options; better errors for
+those that gin, seqio, T5 and mesh_tensorflow raise. Importing this module
+imports neither TensorFlow nor anything that needs it.
+"""
 
 import difflib
+import inspect
 import math
 import numbers
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+# Words.
 
 
-def whole(who: str, *, at_least: int = 1, **options: Any) -> None:
+def near(
+    name: str, known: Iterable[str], *, count: int = 3, cutoff: float = 0.6
+) -> str:
+  """Returns ', nearest: a, b', or '' if no known name resembles `name`.
+
+  Args:
+    name: an unknown name.
+    known: the legal names.
+    count: the most names to return.
+    cutoff: the least resemblance, from 0 to 1.
+  """
+  found = difflib.get_close_matches(
+      name, sorted(known), n=count, cutoff=cutoff)
+  return f", nearest: {', '.join(found)}" if found else ""
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+  """Returns 'a, b and 3 more': the first `most` names, and how many follow."""
+  names = list(names)
+  rest = f" and {len(names) - most} more" if len(names) > most else ""
+  return ", ".join(names[:most]) + rest
+
+
+def counted(what: str, names: Sequence[str], most: int) -> str:
+  """Returns 'what (12): a, b and 10 more'."""
+  return f"{what} ({len(names)}): {some(names, most)}"
+
+
+def either(values: Iterable[Any]) -> str:
+  """Returns '2, 3 or 4'."""
+  *head, last = [str(value) for value in values]
+  return f"{', '.join(head)} or {last}" if head else last
+
+
+def legal_divisors(size: int, near: int, count: int = 4) -> list[int]:
+  """Returns up to `count` divisors of `size` nearest to `near`, sorted."""
+  divisors = [d for d in range(1, size + 1) if size % d == 0]
+  return sorted(sorted(divisors, key=lambda d: (abs(d - near), d))[:count])
+
+
+# Options.
+
+
+def require_whole(who: str, *, at_least: int = 1, **options: Any) -> None:
   """Raises ValueError unless each option is a whole number, large enough.
 
   Args:
@@ -20,7 +74,7 @@ def whole(who: str, *, at_least: int = 1, **options: Any) -> None:
       refuse(who, name, value, f"a whole number, at least {at_least}")
 
 
-def number(
+def require_number(
     who: str,
     *,
     above: float | None = None,
@@ -52,27 +106,25 @@ def number(
       refuse(who, name, value, f"a finite number, {what}".rstrip(", "))
 
 
-def flag(who: str, **options: Any) -> None:
+def require_flag(who: str, **options: Any) -> None:
   """Raises ValueError unless each option is True or False."""
   for name, value in options.items():
     if not isinstance(value, bool):
       refuse(who, name, value, "True or False")
 
 
-def one_of(who: str, known: Iterable[Any], **options: Any) -> None:
+def require_one_of(who: str, known: Iterable[Any], **options: Any) -> None:
   """Raises ValueError unless each option has one of the `known` values."""
   known = list(known)
   for name, value in options.items():
     if not any(value is k or type(value) is type(k) and value == k
                for k in known):
-      near = difflib.get_close_matches(
-          str(value), [str(k) for k in known], n=1)
-      refuse(who, name, value,
-             f"one of {', '.join(str(k) for k in known)}",
-             f", nearest: {near[0]}" if near else "")
+      names = [str(k) for k in known]
+      refuse(who, name, value, f"one of {', '.join(names)}",
+             near(str(value), names, count=1))
 
 
-def instance(who: str, cls: type, example: str, **options: Any) -> None:
+def require_instance(who: str, cls: type, example: str, **options: Any) -> None:
   """Raises ValueError unless each option is an object of a class.
 
   Args:
@@ -99,3 +151,153 @@ def refuse(
 def _is(value: Any, kind: type) -> bool:
   """Whether it is a number of that kind; True and False are none."""
   return isinstance(value, kind) and not isinstance(value, bool)
+
+
+# What errors of others mean.
+
+
+def user_message(error: Exception) -> str | None:
+  """What to tell the user of an error, or None if it needs its traceback."""
+  better = (explain_gin_error(error) or explain_task_error(error)
+            or explain_batch_error(error) or explain_axis_error(error)
+            or explain_error_of_a_step(error) or error)
+  text = str(better).split("\n  In call to configurable")[0]
+  return text if re.match(r"[\w. ]+: .* must ", text, re.DOTALL) else None
+
+
+def explain_error_of_a_step(error: Exception) -> ValueError | None:
+  """The error of Python code that ran inside a graph, or None."""
+  raised = re.search(r"ValueError: (\w+: .*?)\s*\nTraceback ", str(error),
+                     re.DOTALL)
+  return raised and ValueError(raised[1])
+
+
+def explain_task_error(error: Exception) -> ValueError | None:
+  """A better error for the name of a task that does not exist, or None."""
+  unknown = re.search(r"No Task or Mixture found with name '([^']+)'",
+                      str(error))
+  if not unknown:
+    return None
+  import seqio  # only a run that has imported it can raise this
+  name = unknown.group(1)
+  known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+  return ValueError(
+      "seqio: the task or mixture must be registered, with "
+      f"mixture_or_task_name={name}{near(name, known)}. Correct MIXTURE_NAME, "
+      "or import the module that registers it with --module_import.")
+
+
+def explain_batch_error(error: Exception) -> ValueError | None:
+  """A better error for a batch that T5 cannot cut into sequences, or None."""
+  undivided = re.match(r"(\d+) is not divisible by (\d+)\n", str(error))
+  if not undivided:
+    return None
+  tokens, length = map(int, undivided.groups())
+  return ValueError(
+      "utils.run: the tokens of a batch must be whole sequences, with "
+      f"tokens={tokens}, longest sequence={length}. Set utils.run.batch_size "
+      f"to a number of sequences, or its tokens to a multiple of {length}, "
+      f"such as {max(tokens // length, 1) * length}.")
+
+
+def explain_gin_error(error: Exception) -> ValueError | None:
+  """A better error for a binding that names nothing, or None."""
+  text = str(error)
+  unknown = re.search(
+      r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", text)
+  if unknown:
+    name = unknown.group(1)
+    nearest = near(name.rsplit(".", 1)[-1], _configurables())
+    return ValueError(
+        f"gin: a binding must name a configurable, with name={name}{nearest}. "
+        "Correct the binding, or import its module with --module_import. "
+        f"{_where(text)}")
+  unknown = re.search(
+      r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
+  if unknown:
+    name, parameter = unknown.groups()
+    return ValueError(
+        f"gin: a binding must name a parameter of {name}, with "
+        f"parameter={parameter}{near(parameter, _parameters(name))}. Correct "
+        f"the binding {name}.{parameter}. {_where(text)}")
+  return None
+
+
+def _configurables() -> list[str]:
+  """Returns the names of all gin configurables, short and with their module."""
+  import gin
+  registry = gin.config._REGISTRY  # gin offers no public list
+  full = [selector for selector, _ in registry.items()]
+  return [*full, *{name.rsplit(".", 1)[-1] for name in full}]
+
+
+def _parameters(name: str) -> list[str]:
+  """Returns the names of the parameters of a configurable."""
+  import gin
+  wrapped = gin.config._REGISTRY.get_match(name).wrapped
+  return list(inspect.signature(wrapped).parameters)
+
+
+def _where(text: str) -> str:
+  """The line 'In file ... line 3' that gin appends, if there is one."""
+  place = re.search(r"In (file|bindings string).*", text, re.DOTALL)
+  return " ".join(place.group(0).split()) if place else ""
+
+
+class _Dim(NamedTuple):
+  """As much of an mtf.Dimension as an error names."""
+
+  name: str
+  size: int
+
+
+def explain_mesh_error(
+    error: Exception, mesh_shape: Any, layout_rules: Any
+) -> ValueError | None:
+  """A better error for a mesh that does not fit a tensor, or None."""
+  found = re.search(
+      r"(not divisible by mesh dimension size|may not map to the same Mesh).*"
+      r"tensor_shape=Shape\[(.*?)\]", str(error), re.DOTALL)
+  if not found:
+    return None
+  dims = [_Dim(name, int(size)) for name, size in re.findall(
+      r"(\w+)=(\d+)", found.group(2))]
+  axes = [layout_rules.tensor_dimension_to_mesh_axis(dim, mesh_shape)
+          for dim in dims]
+  split = [(dim, mesh_shape.dims[axis])
+           for dim, axis in zip(dims, axes, strict=True) if axis is not None]
+  for number, (dim, ways) in enumerate(split):
+    if dim.size % ways.size:
+      return _undivided(dim, ways)
+    for other, other_ways in split[:number]:
+      if other_ways == ways:
+        return ValueError(
+            "run_t5: dimensions of one tensor must be split by different mesh "
+            f"axes, with dimensions={other.name}, {dim.name}, axis={ways.name}."
+            " Change utils.run.layout_rules.")
+  return None
+
+
+def explain_axis_error(error: Exception) -> ValueError | None:
+  """A better error of an axis that T5 finds not to divide, or None."""
+  found = re.match(
+      r"Mesh dimension \((\d+)\) must divide tensor dimension "
+      r"\(Dimension\(name='(\w+)', size=(\d+)\)", str(error))
+  if not found:
+    return None
+  ways, name, size = found.groups()
+  return _undivided(_Dim(name, int(size)),
+                    _Dim(f"that of {name}", int(ways)))
+
+
+def _undivided(dim: _Dim, ways: _Dim) -> ValueError:
+  """The error for a mesh axis that does not divide a dimension."""
+  below = dim.size - dim.size % ways.size
+  sizes = [str(s) for s in (below, below + ways.size) if s]
+  axes = [str(d) for d in legal_divisors(dim.size, ways.size)]
+  return ValueError(
+      "run_t5: each mesh axis must divide the dimension that it splits, with "
+      f"dimension {dim.name}={dim.size}, mesh axis {ways.name}={ways.size}. "
+      f"Give {dim.name} the size {' or '.join(sizes)}, or {ways.name} one of "
+      f"{', '.join(axes)} in utils.run.mesh_shape, or take {dim.name} out of "
+      "utils.run.layout_rules.")

@@ -4,18 +4,21 @@ gin binds whatever it is told: a scope that nobody enters, a macro that nobody
 reads. Both do nothing, and the run is another one than was meant.
 """
 
+from switch_mtf import upstream  # noqa: F401  isort:skip
+
 import dataclasses
-import difflib
 import os
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 from gin import config_parser
 from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer_main
+
+from switch_mtf.errors import near
 
 # Scopes that T5, mesh_tensorflow and this project enter by name. Any other must
 # be that of a reference, as in `@train/schedule()`.
@@ -347,15 +350,3 @@ def flat(value: Any) -> Iterator[Any]:
       yield from flat(part)
   else:
     yield value
-
-
-def near(name: str, known: Iterable[str]) -> str:
-  """Returns ', nearest: a, b' among names that may have dots in front.
-
-  Args:
-    name: that is not known.
-    known: names.
-  """
-  found = difflib.get_close_matches(
-      name.rsplit(".", 1)[-1], sorted(known), n=3, cutoff=0.6)
-  return f", nearest: {', '.join(found)}" if found else ""

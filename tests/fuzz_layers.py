@@ -30,7 +30,7 @@ import tensorflow.compat.v1 as tf
 from fuzz_values import Generator, Line, each
 from mesh_tensorflow.transformer import transformer
 
-from switch_mtf import mesh_errors
+from switch_mtf import errors
 from switch_mtf.layers import (  # noqa: F401  (known to gin by its import)
   initialization,
   routers,
@@ -38,7 +38,6 @@ from switch_mtf.layers import (  # noqa: F401  (known to gin by its import)
   switch_attention,
   switch_ffn,
 )
-from switch_mtf.training import guards
 
 PACKAGE = os.path.dirname(switch_mtf.__file__) + os.sep
 HOUSE_FORM = re.compile(
@@ -108,7 +107,7 @@ def step(
     return _evaluate(mesh, found, mesh_shape, layout)
   except Exception as error:
     # As a training run does it.
-    better = mesh_errors.explain(error, mesh_shape, layout)
+    better = errors.explain_mesh_error(error, mesh_shape, layout)
     if better is None:
       raise
     raise better from error
@@ -222,7 +221,7 @@ def try_out(lines: list[Line]) -> Outcome:
 
 def _judge(error: Exception, mistakes: list[str]) -> Outcome:
   """An error that the user can read, or a finding."""
-  text = guards.readable(error)
+  text = errors.user_message(error)
   # `run_t5.py` catches no others.
   if text and HOUSE_FORM.match(text) and isinstance(
       error, ValueError | OSError):

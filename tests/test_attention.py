@@ -11,6 +11,7 @@ from mesh_tensorflow.transformer import attention as upstream
 from mesh_tensorflow.transformer import transformer, transformer_layers
 
 from switch_mtf.kernels import attention as ours
+from switch_mtf.kernels import cache
 
 TOLERANCE = 1e-5
 SIZES = {"batch": 4, "length": 5, "memory_length": 6, "heads": 2, "d_kv": 3}
@@ -247,7 +248,7 @@ def decode_step(
 def test_cache_as_upstream(mesh, shared_kv, positions, order):
   # 7 is past the end of a memory of 6: nothing is written.
   options = {"positions": positions, "shared_kv": shared_kv}
-  expected, _ = decode_step(ours.upstream_self_attention, **options)
+  expected, _ = decode_step(cache.upstream_self_attention, **options)
   found, kinds = decode_step(
       transformer_layers.SelfAttention.call, **options, **mesh, order=order)
   assert ("ScatterNdNonAliasingAdd" in kinds) == (

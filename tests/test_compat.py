@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 from tensorflow.python.framework import ops, tensor_conversion_registry
 
-from switch_mtf import upstream
+from switch_mtf.upstream import fixes, seams
 
 # Versions.
 
@@ -18,13 +18,13 @@ from switch_mtf import upstream
 @pytest.mark.parametrize("python", [(3, 10), (3, 11)])
 @pytest.mark.parametrize("tensorflow", ["2.15.0", "2.15.1"])
 def test_versions_that_work(python, tensorflow):
-  upstream.check_versions(python, tensorflow)
+  fixes.check_versions(python, tensorflow)
 
 
 @pytest.mark.parametrize("python", [(2, 7), (3, 9), (3, 12), (4, 0)])
 def test_python_refused(python):
   with pytest.raises(ImportError) as error:
-    upstream.check_versions(python, "2.15.1")
+    fixes.check_versions(python, "2.15.1")
   text = str(error.value)
   assert text.startswith("switch_mtf: Python must be 3.10 or 3.11, with ")
   assert f"python={python[0]}.{python[1]}." in text
@@ -35,7 +35,7 @@ def test_python_refused(python):
                                      "2.150.0", "3.0.0"])
 def test_tensorflow_refused(version):
   with pytest.raises(ImportError) as error:
-    upstream.check_versions((3, 11), version)
+    fixes.check_versions((3, 11), version)
   text = str(error.value)
   assert text.startswith("switch_mtf: TensorFlow must be 2.15.x, ")
   assert f"with tensorflow={version}." in text
@@ -47,21 +47,21 @@ def test_tensorflow_refused(version):
 
 def test_registry_is_restored(monkeypatch):
   monkeypatch.delattr(ops, "register_tensor_conversion_function")
-  upstream.restore_tensor_conversion_registry()
+  fixes.restore_tensor_conversion_registry()
   assert (ops.register_tensor_conversion_function is
           tensor_conversion_registry.register_tensor_conversion_function)
 
 
 def test_registry_of_an_older_tensorflow_is_left_alone(monkeypatch):
   monkeypatch.setattr(ops, "register_tensor_conversion_function", "its own")
-  upstream.restore_tensor_conversion_registry()
+  fixes.restore_tensor_conversion_registry()
   assert ops.register_tensor_conversion_function == "its own"
 
 
 def test_torch_model_says_what_is_missing(monkeypatch):
-  monkeypatch.setattr(upstream.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(fixes.importlib.util, "find_spec", lambda name: None)
   monkeypatch.delitem(sys.modules, "t5.models.hf_model", raising=False)
-  upstream.leave_torch_out()
+  fixes.leave_torch_out()
   with pytest.raises(ImportError, match="HfPyTorchModel: torch must be "
                      "installed, .* pip install torch"):
     sys.modules["t5.models.hf_model"].HfPyTorchModel("t5-base", "model", "cpu")
@@ -70,12 +70,12 @@ def test_torch_model_says_what_is_missing(monkeypatch):
 def test_torch_model_is_t5s_where_torch_is_installed(monkeypatch):
   real = types.ModuleType("t5.models.hf_model")
   real.HfPyTorchModel = lambda *args, **kwargs: ("real", args, kwargs)
-  monkeypatch.setattr(upstream.importlib.util, "find_spec",
+  monkeypatch.setattr(fixes.importlib.util, "find_spec",
                       lambda name: object())
-  monkeypatch.setattr(upstream.importlib, "import_module",
+  monkeypatch.setattr(fixes.importlib, "import_module",
                       {"t5.models.hf_model": real}.__getitem__)
   monkeypatch.delitem(sys.modules, "t5.models.hf_model", raising=False)
-  upstream.leave_torch_out()
+  fixes.leave_torch_out()
   stub = sys.modules["t5.models.hf_model"].HfPyTorchModel
   for _ in range(2):
     assert stub("t5-base", device="cpu") == (
@@ -87,7 +87,7 @@ def test_torch_model_is_t5s_where_torch_is_installed(monkeypatch):
 def test_torch_stub_keeps_a_module_already_imported(monkeypatch):
   module = types.ModuleType("t5.models.hf_model")
   monkeypatch.setitem(sys.modules, "t5.models.hf_model", module)
-  upstream.leave_torch_out()
+  fixes.leave_torch_out()
   assert sys.modules["t5.models.hf_model"] is module
 
 
@@ -98,7 +98,7 @@ def test_torch_stub_keeps_a_module_already_imported(monkeypatch):
 def variable_kind():
   """Restores the kind of variables this process makes."""
   yield
-  upstream.use_resource_variables()
+  fixes.use_resource_variables()
 
 
 def is_resource(name):
@@ -111,19 +111,19 @@ def test_variables_are_resources():
 
 
 def test_reference_variables_on_tpu(variable_kind):
-  upstream.use_reference_variables_on_tpu()
+  fixes.use_reference_variables_on_tpu()
   assert not is_resource("on_tpu")
-  upstream.use_resource_variables()
+  fixes.use_resource_variables()
   assert is_resource("on_cpu")
 
 
 def test_disable_v2_behavior_undoes_it():
   # So T5's own main does: whoever calls it must call the patch again.
-  code = ("from switch_mtf import upstream\n"
+  code = ("from switch_mtf.upstream import fixes\n"
           "import tensorflow.compat.v1 as tf\n"
           "tf.disable_v2_behavior()\n"
           "print(tf.resource_variables_enabled())\n"
-          "upstream.use_resource_variables()\n"
+          "fixes.use_resource_variables()\n"
           "print(tf.resource_variables_enabled())\n")
   done = subprocess.run([sys.executable, "-c", code], capture_output=True,
                         text=True, check=True)
@@ -136,10 +136,10 @@ def test_disable_v2_behavior_undoes_it():
 @pytest.fixture
 def extensions(monkeypatch):
   """No extension but those of the test."""
-  monkeypatch.setattr(upstream, "_extensions", [])
+  monkeypatch.setattr(seams, "_extensions", [])
 
 
-class Recorder(upstream.ModelFnExtension):
+class Recorder(seams.ModelFnExtension):
   """Notes when it is called, and adds its name to the spec."""
 
   def __init__(self, name, events):
@@ -173,7 +173,7 @@ def open_fake(monkeypatch, model_fn):
 
   closed.__signature__ = signature
   monkeypatch.setattr(utils, "tpu_estimator_model_fn", closed)
-  upstream.open_model_fn()
+  seams.open_model_fn()
   assert utils.tpu_estimator_model_fn is not closed
   return utils.tpu_estimator_model_fn
 
@@ -181,7 +181,7 @@ def open_fake(monkeypatch, model_fn):
 def test_model_fn_is_open_once():
   opened = utils.tpu_estimator_model_fn
   assert opened.opened_by_switch_mtf
-  upstream.open_model_fn()
+  seams.open_model_fn()
   assert utils.tpu_estimator_model_fn is opened
 
 
@@ -194,8 +194,8 @@ def test_extensions_run_in_order(monkeypatch, extensions):
     return [f"{mode} spec"]
 
   first, second = Recorder("first", events), Recorder("second", events)
-  upstream.extend_model_fn(first)
-  upstream.extend_model_fn(second)
+  seams.extend_model_fn(first)
+  seams.extend_model_fn(second)
   opened = open_fake(monkeypatch, model_fn)(**ARGUMENTS)
   spec = opened({"inputs": 0, "targets": 0}, "labels", "eval",
                 params={"p": 1}, config="config")
@@ -206,12 +206,12 @@ def test_extensions_run_in_order(monkeypatch, extensions):
 
 def test_run_is_described(monkeypatch, extensions):
   recorder = Recorder("one", [])
-  upstream.extend_model_fn(recorder)
+  seams.extend_model_fn(recorder)
   model_fn = open_fake(monkeypatch, lambda *args, **kwargs: [])
   model_fn(**ARGUMENTS, init_checkpoint="/b/c", init_variable_filter="^x")(
       {"inputs": 0, "targets": 0}, None, "eval")
   # 4 sequences of 16 + 8 tokens: no feature is called "unused".
-  assert recorder.run == upstream.ModelRun(
+  assert recorder.run == seams.ModelRun(
       mode="eval", use_tpu=False, model_dir="/models/a",
       tokens_per_step=4 * (16 + 8), mesh_shape=ARGUMENTS["mesh_shape"],
       layout_rules="batch:b", keep_checkpoint_max=3, init_checkpoint="/b/c",
@@ -220,7 +220,7 @@ def test_run_is_described(monkeypatch, extensions):
 
 def test_bindings_of_gin_are_described(monkeypatch, extensions):
   recorder = Recorder("one", [])
-  upstream.extend_model_fn(recorder)
+  seams.extend_model_fn(recorder)
   gin.parse_config("""
       tpu_estimator_model_fn.init_variable_filter = "^x"
       tpu_estimator_model_fn.init_checkpoint = "/of/gin"
@@ -235,7 +235,7 @@ def test_bindings_of_gin_are_described(monkeypatch, extensions):
 
 def test_run_is_described_without_optional_arguments(monkeypatch, extensions):
   recorder = Recorder("one", [])
-  upstream.extend_model_fn(recorder)
+  seams.extend_model_fn(recorder)
   model_fn = open_fake(monkeypatch, lambda *args, **kwargs: [])
   model_fn(*ARGUMENTS.values())({"targets": 0}, None, "infer")
   assert recorder.run.mode == "infer"
@@ -246,17 +246,17 @@ def test_upstream_takes_the_arguments_we_read(extensions):
   class Seen(Exception):
     pass
 
-  class Stop(upstream.ModelFnExtension):
+  class Stop(seams.ModelFnExtension):
     def before_graph(self, run):
       raise Seen(run)
 
-  upstream.extend_model_fn(Stop())
+  seams.extend_model_fn(Stop())
   opened = utils.tpu_estimator_model_fn(**ARGUMENTS)
   with pytest.raises(Seen):
     opened({"targets": 0}, None, "eval")
 
 
-class Explainer(upstream.ModelFnExtension):
+class Explainer(seams.ModelFnExtension):
   """Explains IndexErrors."""
 
   def explain(self, run, error):
@@ -270,8 +270,8 @@ def raising(error):
 
 
 def test_errors_are_explained(monkeypatch, extensions):
-  upstream.extend_model_fn(upstream.ModelFnExtension())
-  upstream.extend_model_fn(Explainer())
+  seams.extend_model_fn(seams.ModelFnExtension())
+  seams.extend_model_fn(Explainer())
   opened = open_fake(monkeypatch, raising(IndexError("plain")))(**ARGUMENTS)
   with pytest.raises(KeyError, match="better") as caught:
     opened({}, None, "eval")
@@ -279,7 +279,7 @@ def test_errors_are_explained(monkeypatch, extensions):
 
 
 def test_other_errors_pass(monkeypatch, extensions):
-  upstream.extend_model_fn(Explainer())
+  seams.extend_model_fn(Explainer())
   opened = open_fake(monkeypatch, raising(OSError("plain")))(**ARGUMENTS)
   with pytest.raises(OSError, match="plain"):
     opened({}, None, "eval")
@@ -303,7 +303,7 @@ def reads_of(step):
 
 def test_step_reads_are_ordered():
   step, before, count, after = counting_graph()
-  upstream.order_step_reads(tf.get_default_graph())
+  seams.order_step_reads(tf.get_default_graph())
   assert set(reads_of(step)) <= set(count.control_inputs)
   with tf.Session() as session:
     session.run(tf.global_variables_initializer())
@@ -315,7 +315,7 @@ def test_step_reads_are_ordered():
 def test_value_of_the_increment_is_read_after_it():
   step = tf.train.get_or_create_global_step()
   new_value = tf.assign_add(step, 1)
-  upstream.order_step_reads(tf.get_default_graph())
+  seams.order_step_reads(tf.get_default_graph())
   with tf.Session() as session:
     session.run(tf.global_variables_initializer())
     assert session.run(new_value) == 1
@@ -349,4 +349,4 @@ def test_reference_variables_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="must be resource variables"):
       model_fn({}, None, "train")
   finally:
-    upstream.use_resource_variables()
+    fixes.use_resource_variables()

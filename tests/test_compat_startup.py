@@ -20,7 +20,7 @@ def test_metrics_are_those_of_libraries_that_are_imported_late(fast):
   script = f"""
 import os, sys
 os.environ["SWITCH_MTF_FAST"] = "{fast}"
-import switch_mtf
+import switch_mtf.upstream
 import t5.data.mixtures
 from switch_mtf.upstream.late_imports import LateModule
 late = [name for name in {LATE} if isinstance(sys.modules[name], LateModule)]

@@ -7,9 +7,9 @@ from switch_mtf.dims import (
   MoeDims,
   check_shape,
   expert_capacity,
-  legal_divisors,
   unsplit,
 )
+from switch_mtf.errors import legal_divisors
 
 # 8 sequences of 12 tokens: 96 tokens.
 SHAPE = "batch:8,length:12,d_model:16"

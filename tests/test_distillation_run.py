@@ -148,10 +148,10 @@ seqio.TaskRegistry.add(
 # this project's layers and gin files nothing is used.
 T5 = """
 import sys
-from switch_mtf import upstream
+from switch_mtf.upstream import fixes
 import seqio, tensorflow.compat.v1 as tf
 tf.disable_v2_behavior()
-upstream.use_resource_variables()
+fixes.use_resource_variables()
 import t5.models, toy
 model_dir, inputs, outputs = sys.argv[1:]
 def model():

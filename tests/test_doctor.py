@@ -10,7 +10,8 @@ import types
 import psutil
 import pytest
 
-from switch_mtf import doctor, upstream
+from switch_mtf import doctor, errors
+from switch_mtf.upstream import fixes
 
 ROOT = doctor.ROOT
 LINE = re.compile(r"(ok  |warn|FAIL)  \S+ *  .*")
@@ -116,7 +117,7 @@ def test_python(monkeypatch):
 def test_pythons_are_those_of_compat():
   for version in [(3, minor) for minor in range(8, 15)]:
     try:
-      upstream.check_versions(version, "2.15.1")
+      fixes.check_versions(version, "2.15.1")
       accepted = True
     except ImportError:
       accepted = False
@@ -178,7 +179,7 @@ def test_packages_without_checkout(tmp_path, monkeypatch):
 
 
 def test_many_names_are_cut():
-  assert doctor._some("abcdef") == "a, b, c, d and 2 more"
+  assert errors.some("abcdef") == "a, b, c, d and 2 more"
 
 
 class Installed:

@@ -9,7 +9,7 @@ from conftest import lower
 from mesh_tensorflow.transformer import utils
 
 import tasks  # noqa: F401
-from switch_mtf import mesh_errors
+from switch_mtf import errors
 from switch_mtf.layers import switch_ffn  # noqa: F401
 from switch_mtf.training import guards
 
@@ -50,7 +50,7 @@ def test_existing_gin_file_passes():
 def test_unknown_binding_names_the_nearest(binding, text):
   with pytest.raises(ValueError) as error:
     gin.parse_config(binding)
-  readable = guards.readable(error.value)
+  readable = errors.user_message(error.value)
   assert text in readable
   assert "line 1" in readable
 
@@ -59,7 +59,7 @@ def test_unknown_task_names_the_nearest():
   import seqio
   with pytest.raises(ValueError) as error:
     seqio.get_mixture_or_task("public_domain_span_coruption_1k")
-  readable = guards.readable(error.value)
+  readable = errors.user_message(error.value)
   assert "mixture_or_task_name=public_domain_span_coruption_1k" in readable
   assert "nearest: public_domain_span_corruption_1k" in readable
   assert "MIXTURE_NAME" in readable
@@ -73,20 +73,20 @@ def test_batch_of_broken_sequences(tokens, length, near):
     utils.compute_batch_size(
         {"inputs": length, "targets": 6}, mtf.convert_to_shape(""),
         mtf.convert_to_layout_rules(""), ("tokens_per_batch", tokens))
-  text = guards.readable(ValueError(
+  text = errors.user_message(ValueError(
       f"{error.value}\n  In call to configurable 'run' (<function run>)"))
   assert f"tokens={tokens}, longest sequence={length}. " in text
   assert text.endswith(f"multiple of {length}, such as {near}.")
 
 
 def test_an_error_of_the_program_keeps_its_traceback():
-  assert guards.readable(ValueError("too many values to unpack")) is None
+  assert errors.user_message(ValueError("too many values to unpack")) is None
 
 
 def test_gins_call_stack_is_left_out():
   error = ValueError("SwitchFFN: group_size must divide.\n  In call to "
                      "configurable 'run' (<function run at 0x7f>)")
-  assert guards.readable(error) == "SwitchFFN: group_size must divide."
+  assert errors.user_message(error) == "SwitchFFN: group_size must divide."
 
 
 def test_unwritable_model_dir_is_refused_and_leaves_nothing(tmp_path):
@@ -167,7 +167,7 @@ def test_mesh_that_does_not_divide(new_mesh):
   mtf.zeros(mesh, [mtf.Dimension("batch", 8), mtf.Dimension("d_ff", 30)])
   with pytest.raises(ValueError) as error:
     lower(mesh, "data:2,model:4", "batch:data,d_ff:model")
-  better = str(mesh_errors.explain(
+  better = str(errors.explain_mesh_error(
       error.value, mtf.convert_to_shape("data:2,model:4"),
       mtf.convert_to_layout_rules("batch:data,d_ff:model")))
   assert "dimension d_ff=30, mesh axis model=4" in better
@@ -183,7 +183,7 @@ def test_two_dimensions_on_one_mesh_axis():
     layout.tensor_layout(
         mtf.convert_to_shape("batch:4,heads:2,d_kv:8"), mesh_shape)
   except ValueError as error:
-    better = str(mesh_errors.explain(error, mesh_shape, layout))
+    better = str(errors.explain_mesh_error(error, mesh_shape, layout))
   assert better == (
       "run_t5: dimensions of one tensor must be split by different mesh axes, "
       "with dimensions=batch, heads, axis=a. Change utils.run.layout_rules.")

@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from conftest import close, run
 
-from switch_mtf import kernels
+from switch_mtf.kernels import attention, cache, embedding, norm
 
 TOLERANCE = 1e-5
 
@@ -16,7 +16,7 @@ def softmax(x, axis=-1):
 
 
 def plain_attend(q, k, v, bias=None, mask=None):
-  """`kernels.attend` as it is written on paper."""
+  """`attention.attend` as it is written on paper."""
   weights = tf.einsum("bhlk,bhmk->bhlm", q, k)
   weights = tf.nn.softmax(weights if bias is None else weights + bias)
   return tf.einsum(
@@ -43,7 +43,7 @@ def test_attend(bias, mask):
   weights = softmax(q @ k.swapaxes(-1, -2) + given.get("bias", 0))
   expected = (weights * kept) @ v
   found = []
-  for attend in (kernels.attend, plain_attend):
+  for attend in (attention.attend, plain_attend):
     xs = {name: tf.constant(x) for name, x in given.items()}
     y = attend(xs["q"], xs["k"], xs["v"], xs.get("bias"), dropped)
     found.append(run([y, *tf.gradients(y, list(xs.values()), dy)]))
@@ -59,7 +59,7 @@ def test_attend_where_a_bias_hides_the_memory():
              for n in (2, 4, 4))
   # Hidden as upstream does it: -1e9. The second query sees one entry only.
   bias = tf.constant([[[[0, 0, -1e9, -1e9], [-1e9, 0, -1e9, -1e9]]]])
-  y = kernels.attend(q, k, v, bias)
+  y = attention.attend(q, k, v, bias)
   y, v, dk, dv = run([y, v, *tf.gradients(y, [k, v])])
   close(y[0, 0, 1], v[0, 0, 1])
   assert (dk[0, 0, 2:] == 0).all() and (dv[0, 0, 2:] == 0).all()
@@ -69,8 +69,8 @@ def test_attend_to_huge_logits():
   # exp(300) is more than a float32 holds.
   q = tf.constant([[[30.0]]])
   k, v = tf.constant([[[10.0], [9.0]]]), tf.constant([[[2.0], [3.0]]])
-  y = kernels.attend(q, k, v)
-  one = kernels.attend_one_query(q[:, 0], k, v)
+  y = attention.attend(q, k, v)
+  one = attention.attend_one_query(q[:, 0], k, v)
   y, one, *grads = run([y, one, *tf.gradients(y, [q, k, v])])
   close(y, [[[2.0]]])
   close(one, [[2.0]])
@@ -84,8 +84,8 @@ def test_attend_one_query(bias):
              for n in ((), (5,), (5,)))
   more = [tf.constant(rng.normal(size=bias), tf.float32)] if bias else []
   y, expected = run([
-      kernels.attend_one_query(q, k, v, *more),
-      kernels.attend(q[:, :, None], k, v, *(b[:, :, None] for b in more))])
+      attention.attend_one_query(q, k, v, *more),
+      attention.attend(q[:, :, None], k, v, *(b[:, :, None] for b in more))])
   close(y, expected[:, :, 0])
 
 
@@ -100,7 +100,8 @@ def one_hot(ids, size):
 @pytest.mark.parametrize("ids", [IDS, IDS[0], [5, -1], [[[3]]]])
 def test_rows(ids):
   table = np.random.default_rng(0).normal(size=[5, 3]).astype(np.float32)
-  found = run(kernels.rows(tf.constant(table), tf.constant(ids, tf.int32)))
+  found = run(embedding.gather_rows(
+      tf.constant(table), tf.constant(ids, tf.int32)))
   close(found, one_hot(ids, 5) @ table)
 
 
@@ -108,7 +109,7 @@ def test_rows(ids):
 def test_sum_rows(ids):
   y = np.random.default_rng(0).normal(
       size=[*np.shape(ids), 3]).astype(np.float32)
-  found = run(kernels.sum_rows(
+  found = run(embedding.gather_rows_grad(
       tf.constant(y), tf.constant(ids, tf.int32), 5))
   close(found, np.tensordot(
       one_hot(ids, 5).reshape(-1, 5), y.reshape(-1, 3), (0, 0)))
@@ -134,7 +135,7 @@ def test_cross_entropy(z_loss, scale, shape):
   expected = -np.log(np.take_along_axis(
       probs, ids[..., None], -1))[..., 0] + z_loss * log_z**2
   found = []
-  for cross_entropy in (kernels.cross_entropy, plain_cross_entropy):
+  for cross_entropy in (embedding.cross_entropy, plain_cross_entropy):
     logits = tf.constant(values)
     loss = cross_entropy(logits, tf.constant(ids, tf.int32), z_loss)
     found.append(run([loss, *tf.gradients(
@@ -151,7 +152,7 @@ def test_cross_entropy(z_loss, scale, shape):
 def test_cross_entropy_by_hand():
   # Two equal logits ln 3: Z = 6, of which half is the target's.
   logits = tf.constant([[np.log(3.0)] * 2], tf.float32)
-  loss = kernels.cross_entropy(logits, tf.constant([1]), .5)
+  loss = embedding.cross_entropy(logits, tf.constant([1]), .5)
   loss, grad = run([loss, tf.gradients(loss, logits)[0]])
   log_z = np.log(6)
   close(loss, [np.log(2) + .5 * log_z**2])
@@ -166,10 +167,10 @@ def test_rms_norm(shape):
   scale[2] = 0
   x_t, scale_t = tf.constant(x), tf.constant(scale)
   inverse = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1)
-  y = kernels.rms_norm(x_t, scale_t, 0.1)
+  y = norm.unit_rms(x_t, scale_t, 0.1)
   close(run(y), x * inverse * scale)
   expected = tf.gradients(y, [x_t, scale_t], tf.constant(dy))
-  for ours, value in zip(run(kernels.rms_norm_gradients(
+  for ours, value in zip(run(norm.unit_rms_grad(
       tf.constant(dy), x_t, scale_t, 0.1)), run(expected), strict=True):
     close(ours, value)
 
@@ -180,7 +181,7 @@ def test_remember(position):
   memory, new = rng.normal(size=[3, 5, 4]), rng.normal(size=[3, 4])
   for row, at in enumerate(position):
     memory[row, at:] = 0
-  y = run(kernels.remember(*map(tf.constant, (memory, new, position))))
+  y = run(cache.write_cache(*map(tf.constant, (memory, new, position))))
   for row, at in enumerate(position):
     if at < 5:  # past the end nothing is written
       memory[row, at] = new[row]

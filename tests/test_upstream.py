@@ -21,10 +21,10 @@ UPSTREAM = pathlib.Path(mesh_tensorflow.__file__).parent
 # reads sys.argv, and does not know pytest's flags.
 RUN = """
 import sys
-from switch_mtf import upstream
+from switch_mtf.upstream import fixes
 import tensorflow.compat.v1 as tf
 {mode}
-upstream.use_resource_variables()
+fixes.use_resource_variables()
 args, sys.argv = sys.argv[1:], sys.argv[:1]
 import pytest
 sys.exit(pytest.main(args))

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import upstream
 from switch_mtf.training import warm_start
+from switch_mtf.upstream import seams
 
-RUN = upstream.ModelRun(
+RUN = seams.ModelRun(
     mode="train", use_tpu=False, model_dir=None, tokens_per_step=1,
     mesh_shape=None, layout_rules=None, keep_checkpoint_max=None)
 

@@ -64,7 +64,7 @@ def compare(
       gin files have changed since one of their runs was finished.
     SystemExit: if a run failed or was interrupted.
   """
-  errors.whole("compare", at_least=1, at_once=at_once)
+  errors.require_whole("compare", at_least=1, at_once=at_once)
   from_runs = from_runs or {}
   _check_order(list(models), from_runs)
   model_dir = estimator.model_dir

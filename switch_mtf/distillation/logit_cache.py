@@ -26,8 +26,8 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 
 from switch_mtf import errors
-from switch_mtf.dims import on_tpu
 from switch_mtf.distillation.logit_store import About, LogitStore
+from switch_mtf.mesh import on_tpu
 from switch_mtf.training.hooks import duration
 
 FILLED = "switch_mtf_filled_logits"  # a graph's collection
@@ -52,9 +52,9 @@ def logit_cache(
   Raises:
     ValueError: if an option has an illegal value.
   """
-  errors.flag("logit_cache", fill=fill)
+  errors.require_flag("logit_cache", fill=fill)
   if top_k is not None:
-    errors.whole("logit_cache", top_k=top_k)
+    errors.require_whole("logit_cache", top_k=top_k)
   if directory is None:
     if fill:
       raise ValueError(

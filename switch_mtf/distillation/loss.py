@@ -29,11 +29,12 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 from t5.models import mesh_transformer
 
-from switch_mtf import errors, gin_files, upstream
+from switch_mtf import errors, gin_files
 from switch_mtf.distillation import logit_cache, student_init
 from switch_mtf.kernels import embedding
 from switch_mtf.layers import initialization
 from switch_mtf.training import metrics
+from switch_mtf.upstream import seams
 
 TEACHER = "teacher"
 TRAIN = tf.estimator.ModeKeys.TRAIN
@@ -165,11 +166,12 @@ class Distillation(transformer.StudentTeacher):
       ValueError: if an option has an illegal value.
     """
     who = "distillation"
-    errors.number(who, above=0.0, temperature=temperature)
-    errors.number(who, at_least=0.0, at_most=1.0, fraction_soft=fraction_soft)
-    errors.whole(who, at_least=0, start_step=start_step)
-    errors.flag(who, copy_weights=copy_weights)
-    errors.one_of(who, student_init.WAYS, replaced=replaced)
+    errors.require_number(who, above=0.0, temperature=temperature)
+    errors.require_number(
+        who, at_least=0.0, at_most=1.0, fraction_soft=fraction_soft)
+    errors.require_whole(who, at_least=0, start_step=start_step)
+    errors.require_flag(who, copy_weights=copy_weights)
+    errors.require_one_of(who, student_init.WAYS, replaced=replaced)
     super().__init__(
         student, None, temperature=temperature, fraction_soft=fraction_soft,
         distill_start_step=start_step, initialize_student_weights=copy_weights)
@@ -396,4 +398,4 @@ def make_student_teacher(
       transformer.make_bitransformer(**arguments), distill_from, arguments)
 
 
-upstream.make_student_teacher_with(make_student_teacher)
+seams.make_student_teacher_with(make_student_teacher)

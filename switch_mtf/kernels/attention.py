@@ -1,19 +1,16 @@
-"""Attention on CPU and GPU: one operation a processor, a cache that stays."""
+"""Attention as one operation a processor, with its own gradient."""
 
 import functools
-import math
 
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import attention as upstream
-from mesh_tensorflow.transformer import transformer, transformer_layers
 
-from switch_mtf import kernels
-from switch_mtf.dims import mesh_axis, on_tpu
+from switch_mtf.dims import mesh_axis
+from switch_mtf.kernels import matmuls
+from switch_mtf.mesh import on_tpu
 
 upstream_attention = upstream.attention
-upstream_self_attention = transformer_layers.SelfAttention.call
-upstream_enc_dec_attention = transformer_layers.EncDecAttention.call
 
 
 def attention(
@@ -78,129 +75,29 @@ def attention(
   return _attend(q, k, v, biases, mask, dims)
 
 
-def self_attention(
-    layer: transformer_layers.SelfAttention, context: transformer.Context,
-    x: mtf.Tensor, losses: list[mtf.Tensor] | None = None,
-) -> mtf.Tensor:
-  """Stands for `SelfAttention.call`: decoding writes one position of the cache.
+class _Dims:
+  """The dimensions of one call, in the order that matmuls want."""
 
-  Upstream computes all of the cache anew for each token, and has it in an order
-  in which each token transposes it. Everything but that is upstream's, and so
-  is all of it on TPU, with hyper-prompts and where the cache is split by
-  position.
+  def __init__(self, q, k, memory_dim, key_dim, value_dim):
+    self.memory_dim, self.key_dim, self.value_dim = (
+        memory_dim, key_dim, value_dim)
+    self.shared = [
+        d for d in q.shape.dims if d in k.shape.dims and d != key_dim]
+    self.queries = [
+        d for d in q.shape.dims if d not in [*self.shared, key_dim]]
+    self.own = [*self.queries, memory_dim, key_dim, value_dim]
+    self.q = [*self.shared, *self.queries, key_dim]
+    self.k = [*self.shared, memory_dim, key_dim]
+    self.v = [*self.shared, memory_dim, value_dim]
+    self.logits = [*self.shared, *self.queries, memory_dim]
+    self.output = [*self.shared, *self.queries, value_dim]
 
-  Args:
-    layer: the layer.
-    context: of the stack.
-    x: [batch dims, length?, d_model].
-    losses: see upstream.
-
-  Returns:
-    The shape of `x`.
-  """
-  memory_dim = layer.memory_length(context)
-  axis, _ = mesh_axis(
-      memory_dim, context.model.layout, context.model.mesh_shape)
-  if (on_tpu(x.mesh) or axis is not None or layer.hyperprompt_length_encoder
-      or layer.hyperprompt_length_decoder or context.mode not in (
-          "first_part", "incremental")):
-    return upstream_self_attention(layer, context, x, losses)
-  if context.mode == "first_part":
-    known = len(context.new_states)
-    y = upstream_self_attention(layer, context, x, losses)
-    # What comes from there on is to be written: `_remember` wants zeros.
-    given = mtf.less(mtf.range(context.mesh, memory_dim, tf.int32),
-                     context.initial_position)
-    context.new_states[known:] = [
-        _memory_by_memory(state * mtf.cast(given, state.dtype), memory_dim)
-        for state in context.new_states[known:]]
-    return y
-  params = layer.make_params(context)
-  q = params.compute_q(x)
-  new = ([params.compute_kv(x)] if layer.shared_kv
-         else [params.compute_k(x), params.compute_v(x)])
-  states = [
-      _remember(old, entry, context.position, memory_dim)
-      for old, entry in zip(context.get_states(len(new)), new, strict=True)]
-  context.record_new_states(states)
-  bias = layer.compute_bias(
-      context, mtf.range(context.mesh, memory_dim, tf.int32), x,
-      params.query_heads_dims, q)
-  o = layer.attention_fn(
-      q, states[0], states[-1], context=context, memory_length_dim=memory_dim,
-      key_dim=layer.kv_dim, value_dim=layer.kv_dim, bias=bias,
-      z_loss_coeff=layer.z_loss_coeff,
-      **layer.attention_kwargs_from_context(context))
-  y = params.compute_output(
-      o, output_shape=layer.expected_attention_output_shape(x, params))
-  return layer.layer_output_from_attention_output(context, y, losses)
-
-
-def enc_dec_attention(
-    layer: transformer_layers.EncDecAttention, context: transformer.Context,
-    x: mtf.Tensor, losses: list[mtf.Tensor] | None = None,
-) -> mtf.Tensor:
-  """Stands for `EncDecAttention.call`: keeps keys and values as decoding reads.
-
-  What it takes and returns is what `self_attention` does.
-  """
-  y = upstream_enc_dec_attention(layer, context, x, losses)
-  if context.mode == "first_part" and not on_tpu(x.mesh):
-    *kept, memory_dim = context.constant_states[-1]
-    context.constant_states[-1] = (
-        *(_memory_by_memory(one, memory_dim) for one in kept), memory_dim)
-  return y
-
-
-def _memory_by_memory(
-    x: mtf.Tensor, memory_dim: mtf.Dimension) -> mtf.Tensor:
-  """Puts the memory next to d_kv: [..., heads?, memory_length, d_kv]."""
-  others = [d for d in x.shape.dims if d != memory_dim]
-  return mtf.transpose(x, mtf.Shape([*others[:-1], memory_dim, others[-1]]))
-
-
-def _remember(
-    memory: mtf.Tensor, new: mtf.Tensor, position: mtf.Tensor,
-    memory_dim: mtf.Dimension,
-) -> mtf.Tensor:
-  """The memory with a new entry at a position, of each sequence its own.
-
-  Nothing has been written there, or past it.
-  """
-  dims = memory.shape.dims
-  at = dims.index(memory_dim)
-  sequences, entry = dims[:at], dims[at + 1:]
-  inputs = [memory, new, mtf.broadcast(position, mtf.Shape(sequences))]
-
-  def fn(memory: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    sizes = memory.shape.as_list()
-    count = math.prod(sizes[:at])
-    new = _arrange(new, inputs[1].shape.dims, [*sequences, *entry])
-    return tf.reshape(kernels.remember(
-        tf.reshape(memory, [count, sizes[at], -1]),
-        tf.reshape(new, [count, -1]), tf.reshape(position, [count])), sizes)
-
-  return mtf.slicewise(
-      fn, inputs, splittable_dims=[*sequences, *entry], grad_function=0,
-      name="remember")
-
-
-def _dropout_mask(q: mtf.Tensor, shape: mtf.Shape, rate: float) -> mtf.Tensor:
-  """0, or what is left scaled up; drawn as upstream draws it."""
-  return mtf.dropout(mtf.ones(q.mesh, shape, dtype=q.dtype), True, rate=rate)
-
-
-def _splits_what_is_shared(dims: "_Dims", context) -> bool:
-  """Whether each mesh axis splits a dimension of all, and nothing else."""
-  layout, mesh_shape = context.model.layout, context.model.mesh_shape
-
-  def axes(some: list[mtf.Dimension]) -> set[int]:
-    return {mesh_axis(d, layout, mesh_shape)[0] for d in some} - {None}
-
-  used = axes(dims.shared)
-  return not axes(dims.own) and all(
-      axis in used or dim.size == 1 for axis, dim in enumerate(
-          mtf.convert_to_shape(mesh_shape or "").dims))
+  def fit(self, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None) -> bool:
+    """Whether these are all, with at most one dimension of queries."""
+    added = [] if bias is None else bias.shape.dims
+    return (len(self.queries) <= 1 and set(k.shape.dims) == set(self.k)
+            and set(v.shape.dims) == set(self.v)
+            and set(added) <= set(self.logits))
 
 
 def _summands(bias: mtf.Tensor | None) -> list[mtf.Tensor]:
@@ -230,36 +127,29 @@ def _on_each_part(
   return mtf.broadcast(bias, mtf.Shape([*parts, *bias.shape.dims]))
 
 
-class _Dims:
-  """The dimensions of one call, in the order that matmuls want."""
+def _splits_what_is_shared(dims: "_Dims", context) -> bool:
+  """Whether each mesh axis splits a dimension of all, and nothing else."""
+  layout, mesh_shape = context.model.layout, context.model.mesh_shape
 
-  def __init__(self, q, k, memory_dim, key_dim, value_dim):
-    self.memory_dim, self.key_dim, self.value_dim = (
-        memory_dim, key_dim, value_dim)
-    self.shared = [
-        d for d in q.shape.dims if d in k.shape.dims and d != key_dim]
-    self.queries = [
-        d for d in q.shape.dims if d not in [*self.shared, key_dim]]
-    self.own = [*self.queries, memory_dim, key_dim, value_dim]
-    self.q = [*self.shared, *self.queries, key_dim]
-    self.k = [*self.shared, memory_dim, key_dim]
-    self.v = [*self.shared, memory_dim, value_dim]
-    self.logits = [*self.shared, *self.queries, memory_dim]
-    self.output = [*self.shared, *self.queries, value_dim]
+  def axes(some: list[mtf.Dimension]) -> set[int]:
+    return {mesh_axis(d, layout, mesh_shape)[0] for d in some} - {None}
 
-  def fit(self, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None) -> bool:
-    """Whether these are all, with at most one dimension of queries."""
-    added = [] if bias is None else bias.shape.dims
-    return (len(self.queries) <= 1 and set(k.shape.dims) == set(self.k)
-            and set(v.shape.dims) == set(self.v)
-            and set(added) <= set(self.logits))
+  used = axes(dims.shared)
+  return not axes(dims.own) and all(
+      axis in used or dim.size == 1 for axis, dim in enumerate(
+          mtf.convert_to_shape(mesh_shape or "").dims))
+
+
+def _dropout_mask(q: mtf.Tensor, shape: mtf.Shape, rate: float) -> mtf.Tensor:
+  """0, or what is left scaled up; drawn as upstream draws it."""
+  return mtf.dropout(mtf.ones(q.mesh, shape, dtype=q.dtype), True, rate=rate)
 
 
 def _attend(
     q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, biases: list[mtf.Tensor],
     mask: mtf.Tensor | None, dims: _Dims,
 ) -> mtf.Tensor:
-  """`kernels.attend` on each processor."""
+  """`attend` on each processor."""
   output_dims = [
       dims.value_dim if d == dims.key_dim else d for d in q.shape.dims]
   extra = biases if mask is None else [*biases, mask]
@@ -267,10 +157,10 @@ def _attend(
   wanted = [dims.q, dims.k, dims.v] + [dims.logits] * len(extra)
 
   def fn(*slices: tf.Tensor) -> tf.Tensor:
-    q, k, v, *more = map(_arrange, slices, orders, wanted)
-    y = kernels.attend(q, k, v, _sum(more[:len(biases)]),
+    q, k, v, *more = map(arrange, slices, orders, wanted)
+    y = attend(q, k, v, _sum(more[:len(biases)]),
                        None if mask is None else more[-1])
-    return _arrange(y, dims.output, output_dims)
+    return arrange(y, dims.output, output_dims)
 
   return mtf.slicewise(
       fn, [q, k, v, *extra], output_shape=mtf.Shape(output_dims),
@@ -282,7 +172,7 @@ def _attend_one_query(
     q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, biases: list[mtf.Tensor],
     dims: _Dims,
 ) -> mtf.Tensor:
-  """`kernels.attend_one_query` on each processor: a step of decoding."""
+  """`attend_one_query` on each processor: a step of decoding."""
   output_dims = [
       dims.value_dim if d == dims.key_dim else d for d in q.shape.dims]
   inputs = [q, k, v, *biases]
@@ -290,9 +180,9 @@ def _attend_one_query(
   wanted = [dims.q, dims.k, dims.v] + [dims.logits] * len(biases)
 
   def fn(*slices: tf.Tensor) -> tf.Tensor:
-    q, k, v, *added = map(_arrange, slices, orders, wanted)
-    y = kernels.attend_one_query(q, k, v, _sum(added))
-    return _arrange(y, dims.output, output_dims)
+    q, k, v, *added = map(arrange, slices, orders, wanted)
+    y = attend_one_query(q, k, v, _sum(added))
+    return arrange(y, dims.output, output_dims)
 
   return mtf.slicewise(
       fn, inputs, output_shape=mtf.Shape(output_dims), output_dtype=v.dtype,
@@ -303,7 +193,7 @@ def _sum(xs: list[tf.Tensor]) -> tf.Tensor | None:
   return functools.reduce(tf.add, xs) if xs else None
 
 
-def _arrange(
+def arrange(
     x: tf.Tensor, has: list[mtf.Dimension], wanted: list[mtf.Dimension]
 ) -> tf.Tensor:
   """Brings axes into another order; one that is not there gets size 1."""
@@ -316,3 +206,88 @@ def _arrange(
   sizes = iter(x.shape.as_list())
   return tf.reshape(
       x, [next(sizes) if d.name in names else 1 for d in wanted])
+
+
+def attend(
+    q_BLK: tf.Tensor, k_BMK: tf.Tensor, v_BMV: tf.Tensor,
+    bias: tf.Tensor | None = None, mask: tf.Tensor | None = None,
+) -> tf.Tensor:
+  """softmax(q k^T + bias) v, with a gradient that passes less over memory.
+
+  Args:
+    q_BLK: [..., length, d_kv] - queries; the leading axes are the same of all.
+    k_BMK: [..., memory_length, d_kv] - keys.
+    v_BMV: [..., memory_length, d_kv] - values.
+    bias: added to the logits, to be broadcast to [..., length, memory_length].
+    mask: times the weights, to be broadcast in the same way: dropout.
+
+  Returns:
+    [..., length, d_kv].
+  """
+  extra = [x for x in (bias, mask) if x is not None]
+
+  @tf.custom_gradient
+  def attention(q, k, v, *extra):
+    bias_LM = extra[0] if bias is not None else None
+    mask_LM = extra[-1] if mask is not None else None
+    logits = tf.matmul(q, k, transpose_b=True)
+    if bias_LM is not None:
+      logits += bias_LM
+    probs = tf.nn.softmax(logits)
+    weights = tf.cast(
+        probs if mask_LM is None else probs * mask_LM, v.dtype)
+    y = tf.matmul(weights, v)
+
+    def grad(dy):
+      dweights = tf.cast(tf.matmul(dy, v, transpose_b=True), probs.dtype)
+      if mask_LM is not None:
+        dweights *= mask_LM
+      # The sum over the memory of weights * dweights, without a pass over it.
+      total = tf.cast(
+          tf.reduce_sum(dy * y, axis=-1, keepdims=True), probs.dtype)
+      dlogits = (dweights - total) * probs
+      dextra = []
+      if bias is not None:
+        dextra.append(_sum_to(dlogits, bias_LM.shape))
+      if mask is not None:
+        dextra.append(tf.zeros_like(mask_LM))
+      return (tf.matmul(dlogits, k),
+              tf.matmul(dlogits, q, transpose_a=True),
+              tf.matmul(weights, dy, transpose_a=True), *dextra)
+
+    return y, grad
+
+  return attention(q_BLK, k_BMK, v_BMV, *extra)
+
+
+def attend_one_query(
+    q_BK: tf.Tensor, k_BMK: tf.Tensor, v_BMV: tf.Tensor,
+    bias: tf.Tensor | None = None,
+) -> tf.Tensor:
+  """`attend` for one query each, without a gradient: for decoding.
+
+  Args:
+    q_BK: [..., d_kv] - queries; the leading axes are the same of all.
+    k_BMK: [..., memory_length, d_kv] - keys.
+    v_BMV: [..., memory_length, d_kv] - values.
+    bias: added to the logits, to be broadcast to [..., memory_length].
+
+  Returns:
+    [..., d_kv].
+  """
+  # For matrices this thin oneDNN's takes up to twice as long.
+  logits = matmuls.matmul_of_eigen(q_BK[..., None, :], k_BMK, False, True)
+  if bias is not None:
+    logits += bias[..., None, :]
+  # The softmax, for which oneDNN takes longer where there is this little.
+  weights = tf.exp(logits - tf.reduce_max(logits, axis=-1, keepdims=True))
+  weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
+  weights = tf.cast(weights, v_BMV.dtype)
+  return matmuls.matmul_of_eigen(weights, v_BMV, False, False)[..., 0, :]
+
+
+def _sum_to(x: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+  """The gradient of broadcasting from `shape`, which has the rank of x."""
+  axes = [axis for axis, size in enumerate(shape.as_list())
+          if size == 1 and x.shape[axis] != 1]
+  return tf.reduce_sum(x, axis=axes, keepdims=True) if axes else x

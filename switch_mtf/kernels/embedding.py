@@ -8,8 +8,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
-from switch_mtf import kernels
-from switch_mtf.dims import mesh_axis, on_tpu, split_dims
+from switch_mtf.mesh import mesh_axis, on_tpu, split_dims
 
 
 @gin.configurable
@@ -55,7 +54,7 @@ def _gather(
     # Each processor sums the gradients of its ids, then they are added up.
     sums = mtf.slicewise(
         lambda dy, ids: tf.reshape(
-            kernels.sum_rows(dy, ids, vocab_dim.size),
+            gather_rows_grad(dy, ids, vocab_dim.size),
             [*[1] * len(parts), vocab_dim.size, -1]),
         [dy, ids], output_shape=mtf.Shape([*parts, vocab_dim, model_dim]),
         splittable_dims=[*ids.shape.dims, model_dim], grad_function=0,
@@ -63,7 +62,7 @@ def _gather(
     return [mtf.reduce_sum(sums, output_shape=table.shape), None]
 
   return mtf.slicewise(
-      kernels.rows, [table, ids], splittable_dims=[*ids.shape.dims, model_dim],
+      gather_rows, [table, ids], splittable_dims=[*ids.shape.dims, model_dim],
       output_shape=mtf.Shape([*ids.shape.dims, model_dim]),
       grad_function=grad, name="rows")
 
@@ -97,7 +96,7 @@ def cross_entropy_from_ids(
         output_vocab_dim, z_loss=z_loss)
   else:
     loss = mtf.slicewise(
-        lambda logits, ids: kernels.cross_entropy(logits, ids, z_loss),
+        lambda logits, ids: cross_entropy(logits, ids, z_loss),
         [mtf.to_float(logits), ids], output_shape=ids.shape,
         splittable_dims=ids.shape.dims, name="cross_entropy")
     loss = mtf.cast(loss, logits.dtype)
@@ -117,3 +116,73 @@ def _by_index(
   axis, _ = mesh_axis(
       vocab_dim, context.model.layout, context.model.mesh_shape)
   return not on_tpu(mesh) and axis is None
+
+
+def gather_rows(table_VM: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+  """Rows of a table; zeros for an id that is none.
+
+  Args:
+    table_VM: [vocab, d_model].
+    ids: int32, of any shape.
+
+  Returns:
+    [..., d_model].
+  """
+  size = table_VM.shape.as_list()[0]
+  valid = tf.logical_and(ids >= 0, ids < size)
+  y = tf.gather(table_VM, tf.where(valid, ids, tf.zeros_like(ids)))
+  return y * tf.cast(valid, y.dtype)[..., None]
+
+
+def gather_rows_grad(y: tf.Tensor, ids: tf.Tensor, size: int) -> tf.Tensor:
+  """The gradient of `gather_rows` by the table.
+
+  Args:
+    y: [..., d_model].
+    ids: int32, of the same shape without d_model.
+    size: of the vocabulary.
+
+  Returns:
+    [vocab, d_model] - the sum over all places with that id.
+  """
+  return tf.math.unsorted_segment_sum(
+      y, tf.where(ids < size, ids, tf.fill(tf.shape(ids), -1)), size)
+
+
+def cross_entropy(
+    logits: tf.Tensor, ids: tf.Tensor, z_loss: float) -> tf.Tensor:
+  """-log softmax at an id, plus z_loss times the square of the log normaliser.
+
+  Args:
+    logits: float32 [..., vocab].
+    ids: int32 [...]; one outside of the vocabulary is an error of TensorFlow's.
+    z_loss: coefficient.
+
+  Returns:
+    float32 [...].
+  """
+  vocab = logits.shape.as_list()[-1]
+
+  @tf.custom_gradient
+  def loss_of(flat_logits: tf.Tensor):
+    flat_ids = tf.reshape(ids, [-1])
+    at = tf.stack([tf.range(tf.size(flat_ids)), flat_ids], axis=-1)
+    # TensorFlow's own kernel does not vectorise: 40 ms in place of 13 for 768
+    # rows of 4,096 on one core.
+    largest = tf.reduce_max(flat_logits, axis=-1, keepdims=True)
+    exps = tf.exp(flat_logits - largest)
+    total = tf.reduce_sum(exps, axis=-1)
+    log_total, largest = tf.log(total), tf.squeeze(largest, -1)
+    loss = log_total - (tf.gather_nd(flat_logits, at) - largest)
+    log_z = log_total + largest
+
+    def grad(dloss: tf.Tensor) -> tf.Tensor:
+      # dlog_z / dlogits is the softmax.
+      dlog_z = dloss * (1.0 + 2.0 * z_loss * log_z)
+      return tf.tensor_scatter_nd_add(
+          exps * (dlog_z / total)[:, None], at, -dloss)
+
+    return loss + z_loss * tf.square(log_z), grad
+
+  return tf.reshape(
+      loss_of(tf.reshape(logits, [-1, vocab])), ids.shape.as_list())

@@ -1,8 +1,8 @@
 """Which of TensorFlow's kernels multiplies matrices fastest, on CPU and GPU.
 
 Functions of `tf.Tensor`s, each equal to the TensorFlow function it stands for
-to float rounding. `upstream.compute_faster_off_tpu` puts `einsum` in its place;
-the layers call the others.
+to float rounding. `kernels/__init__.py` puts `einsum` in the place of
+upstream's; the layers call the others.
 """
 
 import collections

@@ -5,8 +5,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
-from switch_mtf import kernels
-from switch_mtf.dims import mesh_axis, on_tpu, split_dims
+from switch_mtf.mesh import mesh_axis, on_tpu, split_dims
 
 EPSILON = 1e-6  # added to the mean square, as T5's checkpoints have it
 
@@ -54,7 +53,7 @@ def _normalize(
     dy = mtf.broadcast(dy, op.outputs[0].shape)
 
     def gradients(*slices: tf.Tensor):
-      dx, dscale = kernels.rms_norm_gradients(*slices, EPSILON)
+      dx, dscale = unit_rms_grad(*slices, EPSILON)
       return dx, tf.reshape(dscale, [*[1] * len(parts), -1])
 
     # Each processor sums over its tokens, then the sums are added up.
@@ -66,5 +65,50 @@ def _normalize(
     return [dx, mtf.reduce_sum(dscales, output_shape=scale.shape)]
 
   return mtf.slicewise(
-      lambda x, scale: kernels.rms_norm(x, scale, EPSILON), [x, scale],
+      lambda x, scale: unit_rms(x, scale, EPSILON), [x, scale],
       splittable_dims=token_dims, grad_function=grad, name="rms_norm")
+
+
+def unit_rms(
+    x_TM: tf.Tensor, scale_M: tf.Tensor, epsilon: float) -> tf.Tensor:
+  """Divides by the root of the mean square, times a scale.
+
+  Args:
+    x_TM: [..., d_model].
+    scale_M: [d_model].
+    epsilon: added to the mean.
+
+  Returns:
+    [..., d_model].
+  """
+  return x_TM * _inverse_rms(x_TM, epsilon) * scale_M
+
+
+def unit_rms_grad(
+    dy_TM: tf.Tensor, x_TM: tf.Tensor, scale_M: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The gradients of `unit_rms` from its inputs, which are at hand anyhow.
+
+  Args:
+    dy_TM: [..., d_model].
+    x_TM: [..., d_model].
+    scale_M: [d_model].
+    epsilon: as in `unit_rms`.
+
+  Returns:
+    Those by x [..., d_model] and by the scale [d_model].
+  """
+  size = scale_M.shape.as_list()[0]
+  dy, x = (tf.reshape(y, [-1, size]) for y in (dy_TM, x_TM))
+  inverse = _inverse_rms(x, epsilon)
+  products = dy * x
+  # Both sums as matrices times a vector: read once, nothing written.
+  dscale = tf.matmul(inverse, products, transpose_a=True)
+  along = tf.matmul(products, scale_M[:, None])
+  dx = (dy * scale_M - x * (along * tf.square(inverse) / size)) * inverse
+  return tf.reshape(dx, tf.shape(x_TM)), tf.reshape(dscale, [size])
+
+
+def _inverse_rms(x: tf.Tensor, epsilon: float) -> tf.Tensor:
+  return tf.math.rsqrt(
+      tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) + epsilon)

@@ -13,8 +13,9 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.dims import MoeDims, check_shape, on_tpu
+from switch_mtf.dims import MoeDims, check_shape
 from switch_mtf.layers.routing import Routing
+from switch_mtf.mesh import on_tpu
 
 
 def to_experts_side(x_EOGCM: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:

@@ -47,7 +47,7 @@ class SampleSoftmax(Exploration):
     Raises:
       ValueError: if it is not positive.
     """
-    errors.number("SampleSoftmax", above=0, temperature=temperature)
+    errors.require_number("SampleSoftmax", above=0, temperature=temperature)
     self.temperature = temperature
 
   def preference(self, logits_OGSE, dims):
@@ -73,7 +73,7 @@ class InputDropout(Exploration):
     Raises:
       ValueError: if it is not in [0, 1).
     """
-    errors.number("InputDropout", at_least=0, below=1, rate=rate)
+    errors.require_number("InputDropout", at_least=0, below=1, rate=rate)
     self.rate = rate
 
   def perturb(self, x_OGSM, dims):
@@ -95,7 +95,7 @@ class InputJitter(Exploration):
     Raises:
       ValueError: if it is not in [0, 1).
     """
-    errors.number("InputJitter", at_least=0, below=1, epsilon=epsilon)
+    errors.require_number("InputJitter", at_least=0, below=1, epsilon=epsilon)
     self.epsilon = epsilon
 
   def perturb(self, x_OGSM, dims):

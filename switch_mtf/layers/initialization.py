@@ -34,7 +34,7 @@ def init_scale(value: float = 0.1) -> float:
   Raises:
     ValueError: if it is not positive.
   """
-  errors.number("init_scale", above=0, value=value)
+  errors.require_number("init_scale", above=0, value=value)
   return value
 
 
@@ -57,7 +57,7 @@ def attention_init(scale: float | None = None) -> float | None:
     ValueError: if it is not positive.
   """
   if scale is not None:
-    errors.number("attention_init", above=0, scale=scale)
+    errors.require_number("attention_init", above=0, scale=scale)
   return scale
 
 

@@ -56,7 +56,7 @@ class SecondAboveThreshold(SecondPolicy):
     Raises:
       ValueError: if it is out of range.
     """
-    errors.number(
+    errors.require_number(
         "SecondAboveThreshold", at_least=0, below=1, threshold=threshold)
     self.threshold = threshold
 
@@ -75,7 +75,8 @@ class RandomSecond(SecondPolicy):
     Raises:
       ValueError: if it is out of range.
     """
-    errors.number("RandomSecond", above=0, at_most=1, threshold=threshold)
+    errors.require_number(
+        "RandomSecond", above=0, at_most=1, threshold=threshold)
     self.threshold = threshold
 
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
@@ -124,14 +125,14 @@ class Top2Router(Router):
       ValueError: if an argument is of another kind, or the weight negative.
     """
     super().__init__(exploration, float32)
-    errors.number(
+    errors.require_number(
         "Top2Router", at_least=0, second_place_weight=second_place_weight)
-    errors.flag("Top2Router", prioritized=prioritized)
+    errors.require_flag("Top2Router", prioritized=prioritized)
     self.prioritized = prioritized
     self.second_train = (
         RandomSecond() if second_train is None else second_train)
     self.second_eval = AlwaysSecond() if second_eval is None else second_eval
-    errors.instance(
+    errors.require_instance(
         "Top2Router", SecondPolicy, "@RandomSecond()",
         second_train=self.second_train, second_eval=self.second_eval)
     self.second_place_weight = second_place_weight
@@ -200,7 +201,7 @@ class NoTokenLeftBehindRouter(Router):
       ValueError: if an argument is of another kind, or `rounds` not positive.
     """
     super().__init__(exploration, float32)
-    errors.whole("NoTokenLeftBehindRouter", rounds=rounds)
+    errors.require_whole("NoTokenLeftBehindRouter", rounds=rounds)
     self.rounds = rounds
 
   def num_choices(self, num_experts: int) -> int:
@@ -250,7 +251,8 @@ class ExpertChoiceRouter(Router):
           "ExpertChoiceRouter: exploration must leave the choice to the "
           f"experts, with exploration={type(exploration).__name__}. Set "
           "ExpertChoiceRouter.exploration to @InputJitter().")
-    errors.flag("ExpertChoiceRouter", softmax_over_tokens=softmax_over_tokens)
+    errors.require_flag(
+        "ExpertChoiceRouter", softmax_over_tokens=softmax_over_tokens)
     self.softmax_over_tokens = softmax_over_tokens
 
   def __call__(self, x_OGSM, nonpadding_OGS, dims, context):

@@ -64,9 +64,9 @@ class Router(abc.ABC):
       ValueError: if an argument is of another kind.
     """
     name = type(self).__name__
-    errors.flag(name, float32=float32)
+    errors.require_flag(name, float32=float32)
     self.exploration = InputJitter() if exploration is None else exploration
-    errors.instance(
+    errors.require_instance(
         name, Exploration, "@InputJitter()", exploration=self.exploration)
     self.float32 = float32
 
@@ -231,7 +231,7 @@ class SwitchRouter(Router):
       ValueError: if an argument is of another kind.
     """
     super().__init__(exploration, float32)
-    errors.flag("SwitchRouter", prioritized=prioritized)
+    errors.require_flag("SwitchRouter", prioritized=prioritized)
     self.prioritized = prioritized
 
   def assign(

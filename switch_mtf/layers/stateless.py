@@ -19,7 +19,7 @@ from switch_mtf import errors
 @gin.configurable("random_seed")
 def random_seed(value: int = 0) -> int:
   """The seed of a run: initialisation, jitter and dropout follow from it."""
-  errors.whole("random_seed", at_least=-2**63, value=value)
+  errors.require_whole("random_seed", at_least=-2**63, value=value)
   return value
 
 

@@ -60,16 +60,19 @@ class SwitchSelfAttention(transformer_layers.SelfAttention):
       ValueError: if an argument is out of its range.
     """
     who = "SwitchSelfAttention"
-    errors.whole(who, num_heads=num_heads, key_value_size=key_value_size)
-    errors.number(who, at_least=0, below=1, dropout_rate=dropout_rate)
-    errors.one_of(who, RELATIVE_ATTENTION,
-                  relative_attention_type=relative_attention_type)
+    errors.require_whole(
+        who, num_heads=num_heads, key_value_size=key_value_size)
+    errors.require_number(who, at_least=0, below=1, dropout_rate=dropout_rate)
+    errors.require_one_of(
+        who, RELATIVE_ATTENTION,
+        relative_attention_type=relative_attention_type)
     # With fewer an encoder has no bucket for distances that are not exact.
-    errors.whole(
+    errors.require_whole(
         who, at_least=4,
         relative_attention_num_buckets=relative_attention_num_buckets)
-    errors.instance(who, Callable, "@attention/SwitchFFN, without brackets",
-                    projection=projection)
+    errors.require_instance(
+        who, Callable, "@attention/SwitchFFN, without brackets",
+        projection=projection)
     super().__init__(
         num_heads=num_heads, key_value_size=key_value_size, shared_kv=True,
         dropout_rate=dropout_rate,
@@ -78,7 +81,7 @@ class SwitchSelfAttention(transformer_layers.SelfAttention):
     # Made here, as gin's scopes (encoder, decoder) hold while layers are made.
     self.query_projection = projection()
     self.memory_projection = projection()
-    errors.instance(
+    errors.require_instance(
         who, SwitchFFN, "what makes one, such as @attention/SwitchFFN",
         projection=self.query_projection)
 

@@ -11,17 +11,18 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
 from switch_mtf import errors
-from switch_mtf.dims import MoeDims, on_tpu
+from switch_mtf.dims import MoeDims
 from switch_mtf.layers import summaries
 from switch_mtf.layers.dispatch import Dispatcher, default_dispatcher
 from switch_mtf.layers.experts import (
-    ACTIVATIONS,
-    FEW_CHOICES,
-    chosen_experts,
-    expert_ffn,
-    expert_linear,
+  ACTIVATIONS,
+  FEW_CHOICES,
+  chosen_experts,
+  expert_ffn,
+  expert_linear,
 )
 from switch_mtf.layers.routing import Router, SwitchRouter
+from switch_mtf.mesh import on_tpu
 
 
 @gin.configurable
@@ -235,14 +236,15 @@ def _check_options(options: dict) -> None:
     return {name: options[name] for name in names if options[name] is not None}
 
   who = "SwitchFFN"
-  errors.whole(who, **some("num_experts", "group_size", "min_capacity"))
-  errors.whole(who, **some_or_none("hidden_size"))
-  errors.number(who, above=0, **some_or_none(
+  errors.require_whole(who, **some("num_experts", "group_size", "min_capacity"))
+  errors.require_whole(who, **some_or_none("hidden_size"))
+  errors.require_number(who, above=0, **some_or_none(
       "capacity_factor_train", "capacity_factor_eval"))
-  errors.number(who, at_least=0, below=1, **some("dropout_rate"))
-  errors.number(who, at_least=0, **some("load_balancing_coef", "router_z_coef"))
+  errors.require_number(who, at_least=0, below=1, **some("dropout_rate"))
+  errors.require_number(
+      who, at_least=0, **some("load_balancing_coef", "router_z_coef"))
   for activation in options["activation"] or [None]:
-    errors.one_of(who, ACTIVATIONS, activation=activation)
-  errors.instance(who, Router, "@SwitchRouter()", **some("router"))
-  errors.instance(
+    errors.require_one_of(who, ACTIVATIONS, activation=activation)
+  errors.require_instance(who, Router, "@SwitchRouter()", **some("router"))
+  errors.require_instance(
       who, Dispatcher, "@GatherDispatcher()", **some_or_none("dispatcher"))

@@ -8,3 +8,5 @@ Mesh-TF graph, on a mesh (`mesh`) that computes nothing; `sizes`, `memory` and
 `capacity` read from it; `fit` looks for what does fit; `report` and `picture`
 show it.
 """
+
+from switch_mtf import layers  # noqa: F401  (known to gin)

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 
-from switch_mtf import gin_files
+from switch_mtf import errors, gin_files
 from switch_mtf.planning import devices, report
 from switch_mtf.planning.configuration import ROOT, start_graph_mode
 from switch_mtf.planning.plan import plan
@@ -47,7 +47,7 @@ def main() -> int:
     found = plan(arguments.gin_file, arguments.gin_param,
                  device=arguments.device, mesh_shape=arguments.mesh_shape)
   except (ValueError, OSError) as error:
-    print(guards.readable(error) or error, file=sys.stderr)
+    print(errors.user_message(error) or error, file=sys.stderr)
     return 2
   print(json.dumps(found.as_dict(), indent=1) if arguments.json
         else report.text(found))

@@ -12,8 +12,9 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer
 
-from switch_mtf import gin_files, upstream
-from switch_mtf.dims import mesh_axis
+from switch_mtf import gin_files
+from switch_mtf.mesh import mesh_axis
+from switch_mtf.upstream import fixes, seams
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What a model, or a model and a layout, without a run are planned as.
@@ -111,7 +112,7 @@ def resolve(
     gin.bind_parameter("utils.run.mode", "train")
     gin.bind_parameter("utils.run.dataset_split", "train")
     gin.bind_parameter("utils.run.train_model_fn", note_steps)
-  with upstream.arguments_of_model_fn() as arguments:
+  with seams.arguments_of_model_fn() as arguments:
     utils.run(tpu_job_name=None, tpu=None, gcp_project=None, tpu_zone=None,
               model_dir=NOWHERE)
   num_microbatches = utils.serialize_num_microbatches(
@@ -234,4 +235,4 @@ def start_graph_mode() -> None:
   """What T5's main needs of TensorFlow, once a process."""
   tf.logging.set_verbosity(tf.logging.ERROR)
   tf.disable_v2_behavior()
-  upstream.use_resource_variables()
+  fixes.use_resource_variables()

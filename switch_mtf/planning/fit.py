@@ -4,7 +4,7 @@ import dataclasses
 
 import mesh_tensorflow as mtf
 
-from switch_mtf.dims import mesh_axis
+from switch_mtf.mesh import mesh_axis
 from switch_mtf.planning.configuration import Configuration
 from switch_mtf.planning.devices import Device
 from switch_mtf.planning.memory import Memory

@@ -10,10 +10,11 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 
-from switch_mtf import mesh_errors, upstream
+from switch_mtf import errors
 from switch_mtf.layers import summaries
 from switch_mtf.planning.configuration import Configuration
 from switch_mtf.planning.mesh import PlanningMeshImpl
+from switch_mtf.upstream import seams
 
 TRAIN = tf.estimator.ModeKeys.TRAIN
 
@@ -78,7 +79,7 @@ def build(configuration: Configuration) -> TrainingGraph:
   collects = gc.isenabled()
   gc.disable()  # hundreds of thousands of objects, none of them garbage
   try:
-    with tf.Graph().as_default(), upstream.graph_that_never_runs(
+    with tf.Graph().as_default(), seams.graph_that_never_runs(
         mesh_impl) as lowerings:
       tf.train.create_global_step()
       spec = utils.tpu_estimator_model_fn(**arguments)(
@@ -86,7 +87,7 @@ def build(configuration: Configuration) -> TrainingGraph:
           params={"context": _tpu_context()} if tpu else {})
       weights = summaries.loss_weights()
   except ValueError as error:
-    raise mesh_errors.explain(
+    raise errors.explain_mesh_error(
         error, configuration.mesh_shape,
         configuration.layout_rules) or error from None
   finally:

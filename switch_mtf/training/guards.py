@@ -1,18 +1,12 @@
 """Refuses a run that cannot work, before it costs time, in words that help."""
 
-import difflib
-import inspect
 import os
-import re
 import shutil
 import tempfile
 
-import gin
-import seqio
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import mesh_errors
-from switch_mtf.gin_files import near
+from switch_mtf.errors import counted, near
 
 MAX_NAMES = 8
 
@@ -49,92 +43,7 @@ def _nearest_file(path: str, search_paths: list[str]) -> str:
     for root, _, names in os.walk(folder):
       known += [os.path.relpath(os.path.join(root, name), folder)
                 for name in names if name.endswith(".gin")]
-  found = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
-  return f", nearest: {', '.join(found)}" if found else ""
-
-
-def readable(error: Exception) -> str | None:
-  """What to tell the user of an error, or None if it needs its traceback."""
-  better = (explain_gin_error(error) or explain_task_error(error)
-            or explain_batch_error(error) or mesh_errors.explain_axis(error)
-            or explain_error_of_a_step(error) or error)
-  text = str(better).split("\n  In call to configurable")[0]
-  return text if re.match(r"[\w. ]+: .* must ", text, re.DOTALL) else None
-
-
-def explain_error_of_a_step(error: Exception) -> ValueError | None:
-  """The error of Python code that ran inside a graph, or None."""
-  raised = re.search(r"ValueError: (\w+: .*?)\s*\nTraceback ", str(error),
-                     re.DOTALL)
-  return raised and ValueError(raised[1])
-
-
-def explain_task_error(error: Exception) -> ValueError | None:
-  """A better error for the name of a task that does not exist, or None."""
-  unknown = re.search(r"No Task or Mixture found with name '([^']+)'",
-                      str(error))
-  if not unknown:
-    return None
-  name = unknown.group(1)
-  known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-  return ValueError(
-      "seqio: the task or mixture must be registered, with "
-      f"mixture_or_task_name={name}{near(name, known)}. Correct MIXTURE_NAME, "
-      "or import the module that registers it with --module_import.")
-
-
-def explain_batch_error(error: Exception) -> ValueError | None:
-  """A better error for a batch that T5 cannot cut into sequences, or None."""
-  undivided = re.match(r"(\d+) is not divisible by (\d+)\n", str(error))
-  if not undivided:
-    return None
-  tokens, length = map(int, undivided.groups())
-  return ValueError(
-      "utils.run: the tokens of a batch must be whole sequences, with "
-      f"tokens={tokens}, longest sequence={length}. Set utils.run.batch_size "
-      f"to a number of sequences, or its tokens to a multiple of {length}, "
-      f"such as {max(tokens // length, 1) * length}.")
-
-
-def explain_gin_error(error: Exception) -> ValueError | None:
-  """A better error for a binding that names nothing, or None."""
-  text = str(error)
-  unknown = re.search(
-      r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", text)
-  if unknown:
-    name = unknown.group(1)
-    return ValueError(
-        f"gin: a binding must name a configurable, with name={name}"
-        f"{near(name, _configurables())}. Correct the binding, or import its "
-        f"module with --module_import. {_where(text)}")
-  unknown = re.search(
-      r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
-  if unknown:
-    name, parameter = unknown.groups()
-    return ValueError(
-        f"gin: a binding must name a parameter of {name}, with "
-        f"parameter={parameter}{near(parameter, _parameters(name))}. Correct "
-        f"the binding {name}.{parameter}. {_where(text)}")
-  return None
-
-
-def _configurables() -> list[str]:
-  """Names of all gin configurables, short and with their module."""
-  registry = gin.config._REGISTRY  # gin offers no public list
-  full = [selector for selector, _ in registry.items()]
-  return [*full, *{name.rsplit(".", 1)[-1] for name in full}]
-
-
-def _parameters(name: str) -> list[str]:
-  """Names of the parameters of a configurable."""
-  wrapped = gin.config._REGISTRY.get_match(name).wrapped
-  return list(inspect.signature(wrapped).parameters)
-
-
-def _where(text: str) -> str:
-  """The line 'In file ... line 3' that gin appends, if there is one."""
-  place = re.search(r"In (file|bindings string).*", text, re.DOTALL)
-  return " ".join(place.group(0).split()) if place else ""
+  return near(path, known, cutoff=0.5)
 
 
 def check_model_dir(model_dir: str) -> None:
@@ -211,21 +120,16 @@ def check_checkpoint(model_dir: str, variables: list[tf.Variable]) -> None:
     return
   extra = sorted(name for name in set(stored) - set(wanted)
                  if "_slot_" not in name)
+  differences = "".join(
+      f"; {counted(what, names, MAX_NAMES)}" for what, names in (
+          ("different shapes", wrong), ("missing there", missing),
+          ("only there", extra)) if names)
   raise ValueError(
       "run_t5: the checkpoint in --model_dir must be of this model, with "
-      f"checkpoint={checkpoint}{_list('different shapes', wrong)}"
-      f"{_list('missing there', missing)}{_list('only there', extra)}. "
+      f"checkpoint={checkpoint}{differences}. "
       f"{_likely_cause(missing, extra, wrong)} Give this model another "
       "--model_dir, or the gin files that wrote "
       f"{os.path.join(model_dir, 'operative_config.gin')}.")
-
-
-def _list(what: str, names: list[str]) -> str:
-  """'; what (12): a, b, ...'."""
-  if not names:
-    return ""
-  more = ", ..." if len(names) > MAX_NAMES else ""
-  return f"; {what} ({len(names)}): {', '.join(names[:MAX_NAMES])}{more}"
 
 
 def _likely_cause(

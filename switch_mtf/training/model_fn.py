@@ -16,9 +16,10 @@ import sys
 import gin
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import errors, mesh_errors, upstream
+from switch_mtf import errors
 from switch_mtf.layers import initialization, stateless, summaries
 from switch_mtf.training import guards, hooks, warm_start
+from switch_mtf.upstream import seams
 
 ModeKeys = tf.estimator.ModeKeys
 
@@ -68,15 +69,15 @@ def precision(activation_dtype: str | None = None) -> str | None:
   Raises:
     ValueError: if it is another.
   """
-  errors.one_of("precision", (None, "float32", "bfloat16"),
+  errors.require_one_of("precision", (None, "float32", "bfloat16"),
                 activation_dtype=activation_dtype)
   return activation_dtype
 
 
-class TrainingExtension(upstream.ModelFnExtension):
+class TrainingExtension(seams.ModelFnExtension):
   """See the module."""
 
-  def before_graph(self, run: upstream.ModelRun) -> None:
+  def before_graph(self, run: seams.ModelRun) -> None:
     """Seeds what TensorFlow itself draws; binds what T5 leaves no seam for."""
     if warm_start.begins_from_another(run):
       warm_start.check(run)
@@ -88,13 +89,13 @@ class TrainingExtension(upstream.ModelFnExtension):
     initialization.scale_attention(tf.get_variable_scope())
 
   def explain(
-      self, run: upstream.ModelRun, error: Exception
+      self, run: seams.ModelRun, error: Exception
   ) -> Exception | None:
     """Rewrites errors about a mesh, or a checkpoint, that does not fit."""
-    return (mesh_errors.explain(error, run.mesh_shape, run.layout_rules)
+    return (errors.explain_mesh_error(error, run.mesh_shape, run.layout_rules)
             or warm_start.explain(run, error))
 
-  def finish(self, run: upstream.ModelRun, spec):
+  def finish(self, run: seams.ModelRun, spec):
     """Adds what the mode needs; on TPU hooks cannot look into the step."""
     if run.model_dir:
       guards.check_checkpoint(run.model_dir, tf.global_variables())
@@ -109,7 +110,7 @@ class TrainingExtension(upstream.ModelFnExtension):
 
 def install() -> None:
   """Registers the extension with `upstream`."""
-  upstream.extend_model_fn(TrainingExtension())
+  seams.extend_model_fn(TrainingExtension())
 
 
 def layer_metrics() -> dict[str, tf.Tensor]:
@@ -128,7 +129,7 @@ def tell_loss_weights() -> None:
           f"{sum(weights):.4g} times their mean", file=sys.stderr)
 
 
-def _extend_train(run: upstream.ModelRun, spec):
+def _extend_train(run: seams.ModelRun, spec):
   guards.check_room(
       run.model_dir, tf.global_variables(), run.keep_checkpoint_max)
   tell_loss_weights()
@@ -148,7 +149,7 @@ def _extend_train(run: upstream.ModelRun, spec):
       training_chief_hooks=[*spec.training_chief_hooks, *new_hooks])
 
 
-def _extend_eval(run: upstream.ModelRun, spec):
+def _extend_eval(run: seams.ModelRun, spec):
   metric_fn, tensors = spec.eval_metrics  # the last: 1 for a real target
   layers = layer_metrics()
 

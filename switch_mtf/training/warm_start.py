@@ -10,20 +10,21 @@ from collections.abc import Iterable
 
 import tensorflow.compat.v1 as tf
 
-from switch_mtf import upstream
+from switch_mtf.errors import counted
+from switch_mtf.upstream import seams
 
 MAX_NAMES = 6
 SLOT = "_slot_"  # of the optimizer
 
 
-def begins_from_another(run: upstream.ModelRun) -> bool:
+def begins_from_another(run: seams.ModelRun) -> bool:
   """Whether a run takes its first weights from `init_checkpoint`."""
   return bool(
       run.mode == tf.estimator.ModeKeys.TRAIN and run.init_checkpoint
       and not (run.model_dir and tf.train.latest_checkpoint(run.model_dir)))
 
 
-def check(run: upstream.ModelRun) -> None:
+def check(run: seams.ModelRun) -> None:
   """Raises ValueError unless the checkpoint is there."""
   if not tf.io.gfile.exists(f"{run.init_checkpoint}.index"):
     raise ValueError(
@@ -32,7 +33,7 @@ def check(run: upstream.ModelRun) -> None:
         "utils.run.init_checkpoint to a path such as DIR/model.ckpt-3000.")
 
 
-def explain(run: upstream.ModelRun, error: Exception) -> ValueError | None:
+def explain(run: seams.ModelRun, error: Exception) -> ValueError | None:
   """A better error where a variable has another shape there, or None."""
   found = re.search(
       r"Shape of variable (\S+):0 \((.*)\) doesn't match with shape of tensor "
@@ -47,7 +48,7 @@ def explain(run: upstream.ModelRun, error: Exception) -> ValueError | None:
 
 
 def lines(
-    run: upstream.ModelRun, variables: Iterable[tf.Variable]) -> list[str]:
+    run: seams.ModelRun, variables: Iterable[tf.Variable]) -> list[str]:
   """What is taken over and what is not.
 
   Args:
@@ -72,7 +73,8 @@ def lines(
     raise ValueError(
         "run_t5: init_checkpoint must have weights of this model, with "
         f"weights in common=0 of {len(weights)}, init_checkpoint="
-        f"{run.init_checkpoint}; {_names('only there', there - here)}. Give "
+        f"{run.init_checkpoint}; "
+        f"{counted('only there', _weights(there - here), MAX_NAMES)}. Give "
         "the gin files of that model, or set utils.run.init_checkpoint = None.")
   slots = len(taken) - len(taken & weights)
   step = tf.GraphKeys.GLOBAL_STEP in taken
@@ -82,13 +84,11 @@ def lines(
       f"{'goes on' if step else 'counts from 0'}"]
   for what, names in (("new here", weights - taken),
                       ("not taken over", there - taken)):
-    if any(SLOT not in name for name in names):
-      found.append(f"init_checkpoint: {_names(what, names)}")
+    if shown := _weights(names):
+      found.append(f"init_checkpoint: {counted(what, shown, MAX_NAMES)}")
   return found
 
 
-def _names(what: str, names: set[str]) -> str:
-  """'what (12): a, b, ...', without optimizer slots."""
-  shown = sorted(name for name in names if SLOT not in name)
-  more = ", ..." if len(shown) > MAX_NAMES else ""
-  return f"{what} ({len(shown)}): {', '.join(shown[:MAX_NAMES])}{more}"
+def _weights(names: Iterable[str]) -> list[str]:
+  """Returns the sorted names, without those of optimizer slots."""
+  return sorted(name for name in names if SLOT not in name)

@@ -1,0 +1,149 @@
+"""What makes mesh_tensorflow, t5 and seqio work at all with TensorFlow 2.15.
+
+One function a patch: what is wrong upstream, and under which condition the
+patch can be deleted. `upstream/__init__.py` applies them, in its order.
+"""
+
+import functools
+import importlib.util
+import sys
+import types
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+MAX_PYTHON = (3, 12)
+TENSORFLOW = "2.15"
+
+
+def check_versions(
+    python: tuple[int, int] = sys.version_info[:2],
+    tensorflow: str = tf.__version__,
+) -> None:
+  """Refuses interpreters and TensorFlow versions that cannot work.
+
+  TensorFlow 2.16 removed `tf.estimator`, which T5's trainer is built on, and no
+  TensorFlow with `tf.estimator` exists for Python 3.12. Can go when T5 no
+  longer needs the Estimator.
+
+  Args:
+    python: major and minor version.
+    tensorflow: version string.
+
+  Raises:
+    ImportError: if either cannot work.
+  """
+  if not (3, 10) <= python < MAX_PYTHON:
+    raise ImportError(
+        "switch_mtf: Python must be 3.10 or 3.11, with "
+        f"python={python[0]}.{python[1]}. Make the virtual environment with "
+        "Python 3.11: python3.11 -m venv.")
+  if not tensorflow.startswith(TENSORFLOW + "."):
+    raise ImportError(
+        f"switch_mtf: TensorFlow must be {TENSORFLOW}.x, the last release with "
+        f"tf.estimator, with tensorflow={tensorflow}. Run: pip install -r "
+        "requirements.txt")
+
+
+def restore_tensor_conversion_registry() -> None:
+  """Puts back `ops.register_tensor_conversion_function`.
+
+  mesh_tensorflow 0.1.21 (`tpu_variables.py`) calls it at import; TensorFlow
+  2.15 moved it to another module. Can go when mesh_tensorflow imports it from
+  `tensorflow.python.framework.tensor_conversion_registry`.
+  """
+  from tensorflow.python.framework import ops, tensor_conversion_registry
+  if not hasattr(ops, "register_tensor_conversion_function"):
+    ops.register_tensor_conversion_function = (
+        tensor_conversion_registry.register_tensor_conversion_function)
+
+
+def leave_torch_out() -> None:
+  """Lets `t5.models` be imported without torch.
+
+  `t5/models/__init__.py` imports `hf_model` for one class that Mesh-TF never
+  uses, and with it torch, which may be missing, and else takes as long to
+  import as all the rest. Can go when t5 imports it lazily.
+  """
+  name = "t5.models.hf_model"
+
+  class HfPyTorchModel:
+    """Makes a `t5.models.HfPyTorchModel`, for which it imports torch."""
+
+    def __new__(cls, *args, **kwargs):
+      if importlib.util.find_spec("torch") is None:
+        raise ImportError(
+            "t5.models.HfPyTorchModel: torch must be installed, and it is not. "
+            "Run: pip install torch, or use t5.models.MtfModel.")
+      if sys.modules.get(name) is module:
+        del sys.modules[name]
+      return importlib.import_module(name).HfPyTorchModel(*args, **kwargs)
+
+  module = types.ModuleType(name)
+  module.HfPyTorchModel = HfPyTorchModel
+  sys.modules.setdefault(name, module)
+
+
+def use_resource_variables() -> None:
+  """Makes training on CPU and GPU free of a race, hence deterministic.
+
+  T5 calls `disable_v2_behavior`, which selects reference variables: an update
+  may overwrite a weight that the backward pass of the same step has yet to
+  read. On TPU (`SimdMeshImpl`) reference variables are expected, and the
+  device mesh orders the accesses: see `use_reference_variables_on_tpu`. Can go
+  when mesh_tensorflow orders reads before updates on `PlacementMeshImpl`.
+  """
+  tf.enable_resource_variables()
+
+
+def use_reference_variables_on_tpu() -> None:
+  """Undoes `use_resource_variables`; `run_t5.py` calls it when given `--tpu`.
+
+  `SimdMeshImpl` casts the master variables it is given to reference tensors.
+  Can go together with `use_resource_variables`.
+  """
+  tf.disable_resource_variables()
+
+
+def score_texts_off_tpu() -> None:
+  """Lets `save_scores` take the texts that CPU and GPU give it.
+
+  Off TPU `tpu_estimator_model_fn` turns ids into text inside the graph, and
+  `save_scores` then calls `.tolist()` on that text. Here a text becomes ids
+  again, with the end of sequence that scoring has added. Can go when
+  `_maybe_add_pretokenized_features` accepts bytes.
+  """
+  from mesh_tensorflow.transformer import utils
+  upstream = utils._maybe_add_pretokenized_features
+  vocabulary_of = {
+      "inputs": utils.inputs_vocabulary, "targets": utils.targets_vocabulary}
+
+  @functools.wraps(upstream)
+  def add_pretokenized_features(examples, vocabulary):
+    for example in examples:
+      for name, choose in vocabulary_of.items():
+        if isinstance(example.get(name), bytes):
+          text = example[name].decode("utf-8")
+          ids = choose(vocabulary)
+          example[name] = np.array([*ids.encode(text), ids.eos_id], np.int32)
+          example[f"{name}_pretokenized"] = text
+    return upstream(examples, vocabulary)
+
+  utils._maybe_add_pretokenized_features = add_pretokenized_features
+
+
+def decode_to_text() -> None:
+  """Makes what decoding writes and prints text where there is no TPU, too.
+
+  There the graph itself turns ids into strings, which are bytes in Python, and
+  files get "b'...'" lines. Can go when `utils.decode` looks for bytes.
+  """
+  from mesh_tensorflow.transformer import utils
+  upstream = utils.decode
+
+  @functools.wraps(upstream)
+  def decode(*args, **kwargs):
+    for text in upstream(*args, **kwargs):
+      yield text.decode("utf-8") if isinstance(text, bytes) else text
+
+  utils.decode = decode

@@ -30,9 +30,6 @@ from benchmarks.record import ROOT, Record
 
 NAME = "gin_files"
 FOLDER = os.path.join(ROOT, "results", "planning")
-# Files of gin/experiments/ that others include; the rest can be started.
-PARTS = ("demo_text", "common", "pretrain", "finetune", "parts_of_4",
-         "finetune_parts_of_2", "distill", "text", "student", "tune", "tuning")
 # Stands for the teacher that a distillation is given.
 TEACHER = "gin/experiments/small_scale/switch_e16.gin"
 SMALL_RUN = "benchmarks/gin/planned.gin"
@@ -81,7 +78,12 @@ def experiments() -> list[str]:
   """The experiments that can be started, relative to the repository."""
   found = (p.relative_to(ROOT).as_posix()
            for p in pathlib.Path(ROOT).glob("gin/experiments/**/*.gin"))
-  return sorted(p for p in found if pathlib.PurePath(p).stem not in PARTS)
+  return sorted(p for p in found if not _is_fragment(p))
+
+
+def _is_fragment(path: str) -> bool:
+  """Returns whether a file is only there for others to include."""
+  return pathlib.PurePath(path).name.startswith("_")
 
 
 def rows() -> list[Row]:
@@ -99,7 +101,7 @@ def rows() -> list[Row]:
   for path in sorted(pathlib.Path(ROOT, "gin/models").glob("*.gin")):
     name = path.relative_to(ROOT).as_posix()
     small = path.stem in CPU_MODELS
-    if path.stem in ("t5", "paper_init"):  # no model: sizes, or scale, are open
+    if _is_fragment(name):
       continue
     found.append(Row(name, (name, SMALL_RUN) if small else (name,), small))
   for stem, model in MODEL_OF_LAYOUT.items():

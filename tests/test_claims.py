@@ -50,7 +50,7 @@ def test_a_teacher_without_a_gain_leaves_nothing_to_tell():
 
 def test_each_claim_is_about_models_of_the_comparisons():
   for path, about in (("distillation", claims.DISTILLATION),
-                      ("tuning", claims.FINE_TUNING)):
+                      ("_finetune_comparison", claims.FINE_TUNING)):
     text = (ROOT / f"gin/experiments/small_scale/{path}.gin").read_text()
     models = re.findall(r'^    "(\w+)": "gin/', text, re.MULTILINE)
     figures = {m: np.array([float(n), n + 1.0]) for n, m in enumerate(models)}

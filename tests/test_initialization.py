@@ -78,11 +78,11 @@ def dense_layers():
 @pytest.mark.parametrize("value", [None, .1, .5])
 def test_the_rest_of_the_model(value):
   # T5 draws q with sqrt(1 / (d_model d_kv)), k, v with sqrt(1 / d_model), o
-  # with sqrt(1 / (heads d_kv)), none cut off; paper_init.gin: times sqrt(s).
+  # with sqrt(1 / (heads d_kv)), none cut off; _paper_init.gin: times sqrt(s).
   gin.add_config_file_search_path(os.path.join(
       os.path.dirname(utils.__file__), "gin"))
   if value is not None:
-    gin.parse_config_file(str(ROOT / "gin/models/paper_init.gin"))
+    gin.parse_config_file(str(ROOT / "gin/models/_paper_init.gin"))
     gin.bind_parameter("init_scale.value", value)
   s = 1 if value is None else value
   found = dense_layers()

@@ -244,7 +244,7 @@ def test_pre_training_ends_where_fine_tuning_starts(name):
   parse(f"{FOLDER}{name}.gin")
   steps = bound("%train_steps")
   gin.clear_config()
-  parse(f"{FOLDER}{name.split('/')[0]}/common.gin")
+  parse(f"{FOLDER}{name.split('/')[0]}/_common.gin")
   assert bound("%pretrained_steps") == steps
 
 

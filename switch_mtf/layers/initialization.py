@@ -1,6 +1,6 @@
 """How weights start: section 2.4, Table 3.
 
-Switch layers start as the paper says. `gin/models/paper_init.gin` makes the
+Switch layers start as the paper says. `gin/models/_paper_init.gin` makes the
 rest of a model do so, too.
 """
 

@@ -18,7 +18,7 @@ from switch_mtf.upstream import fixes, seams
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What a model, or a model and a layout, without a run are planned as.
-PAPER_RUN = "gin/experiments/paper/table9/common.gin"
+PAPER_RUN = "gin/experiments/paper/table9/_common.gin"
 # Nothing is written, but without a name TensorFlow makes a folder.
 NOWHERE = "model_dir"
 

@@ -1,10 +1,12 @@
-"""Every dimension of a Switch layer: its name, its size, and who may split it.
+"""The dimensions of a Switch layer: names, sizes, and which may be split.
 
   suffix  mtf name          one index selects                  split by
   O       outer_batch       a replica of the experts           outer_batch:...
   B       batch             a sequence                         batch:...
   L       length            a position                         never here
-  M       d_model           a feature                          never here
+  M       d_model           a feature of a token               never here
+  N       d_model           a feature of a result; N is M      never here
+                            but in Switch attention
   G       batch             a group of tokens                  batch:...
   S       group             a token of the group               never
   E       experts           an expert                          experts:...
@@ -15,8 +17,9 @@
 
 A tensor's name ends in its suffixes, in the order of its axes: `probs_OGSE`. A
 dimension's mtf name is a sharding statement, because layout rules match it: G
-is called "batch" so that T5's rule `batch:batch` splits the groups. Nothing in
-`layers/` writes `mtf.Dimension("...")`. Read `layers/switch_ffn.py` next.
+is called "batch" so that T5's rule `batch:batch` splits the groups. No module
+of `layers/` writes `mtf.Dimension("...")`: dimensions are made here. Read
+`layers/switch_ffn.py` next.
 """
 
 from switch_mtf import upstream  # noqa: F401  isort:skip
@@ -31,10 +34,10 @@ from switch_mtf.mesh import mesh_axis
 
 
 def unsplit(dim: mtf.Dimension) -> mtf.Dimension:
-  """The partner of `dim` that no layout rule matches.
+  """Returns the partner of `dim` that no layout rule matches.
 
-  A tensor may not carry two dimensions on one mesh axis, so before the
-  all-to-all the experts, and after it the groups, go by this name.
+  A tensor may not carry two dimensions on one mesh axis, so the experts have
+  this name before the all-to-all, and the groups after it.
   """
   return mtf.Dimension(dim.name + "_unsplit", dim.size)
 
@@ -55,37 +58,38 @@ def check_shape(
 def expert_capacity(
     group_size: int, num_experts: int, factor: float, minimum: int
 ) -> int:
-  """Slots of one expert for the tokens of one group (equation 3).
+  """Returns the slots of one expert for the tokens of one group (equation 3).
 
-  Truncated, not rounded, as in mesh_tensorflow; at least `minimum`, and never
-  more than the group has tokens.
+  The number is truncated, not rounded, as in mesh_tensorflow. It is at least
+  `minimum`, and at most the number of tokens of the group.
   """
   return min(group_size, max(minimum, int(group_size * factor / num_experts)))
 
 
 @dataclasses.dataclass(frozen=True)
 class MoeDims:
-  """Sizes and names of one call of a Switch layer.
+  """Sizes and names of the dimensions of one call of a Switch layer.
 
   Attributes:
     outer_batch_dim: O, of size 1 unless experts are replicated.
     num_groups_dim: G, groups of tokens on one replica of the experts.
     group_size_dim: S, tokens of a group.
-    model_dim: M.
+    model_dim: M, features of a token.
+    output_dim: N, features of a result.
     experts_dim: E, as the experts' weights carry it.
     capacity_dim: C, slots of an expert for one group.
     ff_dim: F, hidden units of an expert.
     choices_dim: K, experts that a token may choose.
     groups_stay: whether a group's slots stay on the processors that hold the
-      group while the experts are applied. They do unless the experts are split
-      by the mesh axis that splits the groups; then they go to their expert by
-      an all-to-all.
+      group while the experts are applied. They do unless one mesh axis splits
+      experts and groups; then an all-to-all moves the slots to their experts.
   """
 
   outer_batch_dim: mtf.Dimension
   num_groups_dim: mtf.Dimension
   group_size_dim: mtf.Dimension
   model_dim: mtf.Dimension
+  output_dim: mtf.Dimension
   experts_dim: mtf.Dimension
   capacity_dim: mtf.Dimension
   ff_dim: mtf.Dimension
@@ -103,6 +107,7 @@ class MoeDims:
       capacity_factor: float | None,
       min_capacity: int,
       num_choices: int = 1,
+      output_size: int | None = None,
       decoding: bool = False,
       layout: mtf.LayoutRules | str | None = None,
       mesh_shape: mtf.Shape | str | None = None,
@@ -110,24 +115,28 @@ class MoeDims:
   ) -> "MoeDims":
     """Splits the tokens of `x` into groups and gives each expert its slots.
 
-    Neither depends on the mesh: a layout never changes a result. Decoding, or
-    without a capacity factor, an expert has a slot for every token.
+    Neither depends on the mesh: a layout never changes a result. An expert has
+    a slot for every token while decoding, and without a capacity factor.
 
     Args:
-      x_shape: [outer_batch?, batch, ..., d_model]; all between are tokens.
-      num_experts: experts of the layer.
+      x_shape: [outer_batch?, batch, ..., d_model]; tokens are indexed by all
+        dimensions between the first and the last.
+      num_experts: number of experts of the layer.
       hidden_size: hidden units of one expert.
       group_size: tokens of a group; a call with fewer tokens is one group.
-      capacity_factor: see `expert_capacity`; None drops no token.
-      min_capacity: slots; see there.
-      num_choices: experts per token.
-      decoding: True where `x` is one position of each sequence.
+      capacity_factor: slots of all experts over tokens, see `expert_capacity`;
+        None drops no token.
+      min_capacity: smallest number of slots of an expert.
+      num_choices: number of experts that a token may use.
+      output_size: features of a result; those of a token by default.
+      decoding: whether `x` holds one position of each sequence.
       layout: layout rules of the run, None for one processor.
       mesh_shape: mesh of the run, None for one processor.
-      scope: of gin, such as "decoder", in which errors name a binding.
+      scope: gin scope, such as "decoder", with which errors name a binding.
 
     Raises:
-      ValueError: if something does not divide, or a rule splits what is whole.
+      ValueError: if tokens, groups or experts do not divide, or a layout rule
+        splits a dimension that must be whole.
     """
     model_dim = x_shape.dims[-1]
     outer_batch_dim, batch_dim = _batch_dims(x_shape)
@@ -148,20 +157,17 @@ class MoeDims:
         num_groups_dim=mtf.Dimension(batch_dim.name, tokens // group_size),
         group_size_dim=mtf.Dimension("group", group_size),
         model_dim=model_dim,
+        output_dim=mtf.Dimension(
+            model_dim.name, output_size or model_dim.size),
         experts_dim=experts_dim,
         capacity_dim=mtf.Dimension("expert_capacity", capacity),
         ff_dim=mtf.Dimension("d_ff", hidden_size),
         choices_dim=mtf.Dimension("choices", num_choices),
         groups_stay=experts_axis is None or experts_axis != batch_axis)
 
-  def with_model_size(self, size: int) -> "MoeDims":
-    """The same, of tokens with `size` features."""
-    return dataclasses.replace(
-        self, model_dim=mtf.Dimension(self.model_dim.name, size))
-
   @property
   def experts_unsplit_dim(self) -> mtf.Dimension:
-    """E while the groups are split: not split itself."""
+    """E while the groups are split; the experts are whole then."""
     return unsplit(self.experts_dim)
 
   @property
@@ -172,7 +178,7 @@ class MoeDims:
 
   @property
   def expert_tokens_dim(self) -> mtf.Dimension:
-    """X, the slots of an expert over all groups; split as its groups are."""
+    """X, the slots of an expert over all groups; split as the groups are."""
     return mtf.Dimension(
         self.num_groups_dim.name if self.groups_stay else "expert_tokens",
         self.num_groups_dim.size * self.capacity_dim.size)
@@ -193,6 +199,11 @@ class MoeDims:
     return [*self.OGS, self.model_dim]
 
   @property
+  def OGSN(self) -> list[mtf.Dimension]:  # noqa: N802
+    """The results, grouped."""
+    return [*self.OGS, self.output_dim]
+
+  @property
   def OGSE(self) -> list[mtf.Dimension]:  # noqa: N802
     """One entry a token and expert, the experts not split."""
     return [*self.OGS, self.experts_unsplit_dim]
@@ -203,6 +214,11 @@ class MoeDims:
     return [*self.OGS, self.choices_dim]
 
   @property
+  def OGSKM(self) -> list[mtf.Dimension]:  # noqa: N802
+    """The token of each choice."""
+    return [*self.OGSK, self.model_dim]
+
+  @property
   def OGEC(self) -> list[mtf.Dimension]:  # noqa: N802
     """One entry a slot, the experts not split."""
     return [*self.OG, self.experts_unsplit_dim, self.capacity_dim]
@@ -210,15 +226,29 @@ class MoeDims:
   @property
   def EXM(self) -> list[mtf.Dimension]:  # noqa: N802
     """The experts' inputs; replicated experts keep O between E and X."""
+    return [*self._slots_at_experts, self.model_dim]
+
+  @property
+  def EXN(self) -> list[mtf.Dimension]:  # noqa: N802
+    """The experts' results."""
+    return [*self._slots_at_experts, self.output_dim]
+
+  @property
+  def _slots_at_experts(self) -> list[mtf.Dimension]:
     replicas = [self.outer_batch_dim] if self.outer_batch_dim.size > 1 else []
-    return [self.experts_dim, *replicas, self.expert_tokens_dim, self.model_dim]
+    return [self.experts_dim, *replicas, self.expert_tokens_dim]
+
+
+def heads_dim(num_heads: int) -> mtf.Dimension:
+  """Returns T5's dimension of attention heads."""
+  return mtf.Dimension("heads", num_heads)
 
 
 def _batch_dims(x_shape: mtf.Shape) -> tuple[mtf.Dimension, mtf.Dimension]:
-  """O and B of a layer's input.
+  """Returns O and B of a layer's input.
 
-  Where O is not there, as in decoding, it has size 1 and is not split: every
-  replica of the experts then computes all of the batch.
+  An input without O, as in decoding, gets one of size 1 that is not split:
+  every replica of the experts then computes the whole batch.
   """
   first = x_shape.dims[0]
   outer = first if first.name == "outer_batch" else unsplit(
@@ -226,7 +256,7 @@ def _batch_dims(x_shape: mtf.Shape) -> tuple[mtf.Dimension, mtf.Dimension]:
   return outer, x_shape.get_dim_by_name("batch")
 
 
-# What no rule may split: all is needed in one place.
+# Dimensions that no rule may split, because a processor needs all of them.
 WHOLE_DIMS = ("d_model", "group", "expert_capacity", "choices")
 
 
@@ -290,7 +320,7 @@ def _fit_groups(
     tokens: int, group_size: int, ways: int, batch_dim: mtf.Dimension,
     scope: str,
 ) -> int:
-  """The size of a group: `group_size`, or all tokens where they are fewer.
+  """Returns the size of a group: `group_size`, or all tokens if fewer.
 
   Raises:
     ValueError: unless the groups fill each processor exactly.

@@ -12,7 +12,7 @@ import t5.models.mesh_transformer_main as t5_main
 import tensorflow.compat.v1 as tf
 from tensorflow.python.util import tf_stack
 
-from switch_mtf.layers import stateless, summaries
+from switch_mtf.layers import dispatch, stateless, summaries
 from switch_mtf.layers.routing import Router
 
 # TensorFlow notes for every operation where it was made, a tenth of what making
@@ -227,7 +227,8 @@ class Watched(Router):
   def __call__(self, x_OGSM, nonpadding_OGS, dims, context):  # noqa: N803
     routing = self.router(x_OGSM, nonpadding_OGS, dims, context)
     seen = {"expert": routing.expert_OGSK, "slot": routing.slot_OGSK,
-            "weight": routing.weight_OGSK, "choice": routing.choice_OGEC,
+            "weight": routing.weight_OGSK,
+            "choice": dispatch.indices(routing, dims)[1],
             "drawn": stateless.uniform(x_OGSM.mesh, dims.OGS, "second_expert")}
     return dataclasses.replace(routing, metrics=routing.metrics | {
         f"seen_{name}": value for name, value in seen.items()})

@@ -45,7 +45,8 @@ def test_sizes():
   dims = create()
   expected = dict(outer_batch_dim=("outer_batch_unsplit", 1),
                   num_groups_dim=("batch", 4), group_size_dim=("group", 24),
-                  model_dim=("d_model", 16), experts_dim=("experts", 4),
+                  model_dim=("d_model", 16), output_dim=("d_model", 16),
+                  experts_dim=("experts", 4),
                   capacity_dim=("expert_capacity", 7), ff_dim=("d_ff", 32),
                   choices_dim=("choices", 1))
   found = {k: (d.name, d.size) for k, d in vars(dims).items()
@@ -55,7 +56,7 @@ def test_sizes():
 
 
 def test_axes_in_the_order_of_the_suffix():
-  # The letters are the table in design.md, section 4.
+  # The letters are the table in dims.py.
   together = dict(mesh_shape="a:2", layout="batch:a;experts:a")
   dims = create(num_choices=2, **together)
 

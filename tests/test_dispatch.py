@@ -5,13 +5,15 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate, lower
+from conftest import constant, evaluate, lower, make_context
 
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers.dispatch import (
   EinsumDispatcher,
   GatherDispatcher,
+  InPlaceDispatcher,
   default_dispatcher,
+  indices,
 )
 from switch_mtf.layers.routing import Routing
 
@@ -86,8 +88,7 @@ def graph(mesh, case, dispatcher, weight=None):
   weight = constant(mesh, case.weight if weight is None else weight, dims.OGSK)
   routing = Routing(
       constant(mesh, case.expert, dims.OGSK),
-      constant(mesh, case.slot, dims.OGSK), weight,
-      constant(mesh, case.choice, dims.OGEC), {}, {})
+      constant(mesh, case.slot, dims.OGSK), weight, {}, {})
   x = constant(mesh, case.x, dims.OGSM)
   scale = constant(mesh, case.scale, [dims.experts_dim, dims.model_dim])
   h = dispatcher.to_experts(x, routing, dims)
@@ -118,6 +119,38 @@ def expected(case):
     dscale[i] += w * x * dy
     dweight[o, g, s, k] = (case.scale[i] * x * dy).sum()
   return y, dx, dscale, dweight
+
+
+@each_size
+def test_indices(name, new_mesh):
+  case, mesh = make_case(name), new_mesh()
+  dims = case.dims
+  routing = Routing(constant(mesh, case.expert, dims.OGSK),
+                    constant(mesh, case.slot, dims.OGSK), None, {}, {})
+  maps = indices(routing, dims)
+  slot, choice = evaluate(lower(mesh), maps)
+  capacity, experts = dims.capacity_dim.size, dims.experts_dim.size
+  np.testing.assert_array_equal(slot, np.where(
+      case.slot < capacity, case.expert * capacity + case.slot,
+      experts * capacity))
+  np.testing.assert_array_equal(choice, case.choice)
+
+
+@each_size
+def test_in_place(name, new_mesh):
+  # Nothing is dropped: a choice without a slot has weight 0.
+  case, mesh = make_case(name), new_mesh()
+  dims, dispatcher = case.dims, InPlaceDispatcher()
+  expert, weight = (constant(mesh, value, dims.OGSK)
+                    for value in (case.expert, case.weight))
+  routing = Routing(expert, None, weight, {}, {})
+  h = dispatcher.to_experts(
+      constant(mesh, case.x, dims.OGSM), routing, dims)
+  scale = constant(
+      mesh, case.scale[case.expert], dims.OGSKM)  # what the experts do
+  y = dispatcher.from_experts(h * scale, routing, dims)
+  found, = evaluate(lower(mesh), [y])
+  np.testing.assert_allclose(found, expected(case)[0], TOLERANCE, TOLERANCE)
 
 
 @each_dispatcher
@@ -205,8 +238,7 @@ def test_bfloat16_stays_bfloat16(name, dispatcher, new_mesh):
   dims = case.dims
   routing = Routing(
       constant(mesh, case.expert, dims.OGSK),
-      constant(mesh, case.slot, dims.OGSK), inputs[2],
-      constant(mesh, case.choice, dims.OGEC), {}, {})
+      constant(mesh, case.slot, dims.OGSK), inputs[2], {}, {})
   h = dispatcher.to_experts(mtf.cast(inputs[0], tf.bfloat16), routing, dims)
   y = dispatcher.from_experts(h, routing, dims)
   assert h.dtype == tf.bfloat16 and y.dtype == tf.bfloat16
@@ -230,8 +262,18 @@ def test_other_dimensions_are_refused(dispatcher, new_mesh):
 
 
 def test_default_dispatcher(new_mesh):
+  def kind(mesh, **options):
+    dims = make_case("one choice").dims
+    return type(default_dispatcher(make_context(mesh, **options), dims))
+
   # Only a TPU's mesh is made with a variable placer (upstream's utils.py).
-  assert isinstance(default_dispatcher(new_mesh()), GatherDispatcher)
   placer = mtf.utils.BalancedVariablePlacer(["cpu:0"], [0])
   tpu = mtf.Mesh(mtf.Graph(), "mesh", placer)
-  assert isinstance(default_dispatcher(tpu), EinsumDispatcher)
+  for mode in ("train", "eval", "incremental"):
+    assert kind(tpu, mode=mode) == EinsumDispatcher
+  assert kind(new_mesh(), mode="train") == GatherDispatcher
+  assert kind(new_mesh(), mode="eval") == GatherDispatcher
+  # 24 choices, of at most 32.
+  assert kind(new_mesh(), mode="incremental") == InPlaceDispatcher
+  assert kind(new_mesh(), mode="incremental", layout="batch:a",
+              mesh_shape="a:3") == GatherDispatcher

@@ -21,6 +21,7 @@ from many_routers import (
 )
 
 from switch_mtf.dims import MoeDims
+from switch_mtf.layers import dispatch
 from switch_mtf.layers.losses import load_balancing_loss
 
 TOLERANCE = 1e-5
@@ -63,11 +64,12 @@ class BuiltRouter:
           for placeholder, d in zip(
               self._inputs, (dims.OGSE, dims.OGS), strict=True))
       found = router.route(logits, real, dims, train=True)
+      _, choice_OGEC = dispatch.indices(found, dims)
       lowering = lower(mesh)
       self._outputs = {
           name: lowering.export_to_tf_tensor(t) for name, t in {
               "expert": found.expert_OGSK, "slot": found.slot_OGSK,
-              "weight": found.weight_OGSK, "choice": found.choice_OGEC,
+              "weight": found.weight_OGSK, "choice": choice_OGEC,
               **found.losses, **found.metrics}.items()}
       self._session = new_session()
 

@@ -9,6 +9,7 @@ from conftest import lower
 from router_cases import check_assignment
 
 from switch_mtf.dims import MoeDims
+from switch_mtf.layers import dispatch
 from switch_mtf.layers.exploration import Argmax
 from switch_mtf.layers.routers import (
   AlwaysSecond,
@@ -41,7 +42,8 @@ def route(router, logits, *, factor=1.0, real=None, train=False):
           mesh, tf.constant(real.astype(np.float32)[None, None]),
           mtf.Shape(dims.OGS)), dims, train)
   tensors = {"expert": routing.expert_OGSK, "slot": routing.slot_OGSK,
-             "weight": routing.weight_OGSK, "choice": routing.choice_OGEC}
+             "weight": routing.weight_OGSK,
+             "choice": dispatch.indices(routing, dims)[1]}
   lowering = lower(mesh)
   with tf.Session() as session:
     found = session.run({

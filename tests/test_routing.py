@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from switch_mtf.dims import MoeDims
-from switch_mtf.layers.routing import SwitchRouter
-from switch_mtf.layers.slots import invert
+from switch_mtf.layers import dispatch
+from switch_mtf.layers.routing import Routing, SwitchRouter
 
 
 def make_dims(groups, tokens, experts, capacity, *, outer=1, choices=1):
@@ -40,11 +40,14 @@ def assign(mesh, probs, capacity, real=None):
       constant(mesh, logits[None, None], dims.OGSE),
       constant(mesh, real.astype(np.float32)[None, None], dims.OGS), dims,
       train=False)
-  names = ["expert_OGSK", "slot_OGSK", "weight_OGSK", "choice_OGEC"]
+  names = ["expert_OGSK", "slot_OGSK", "weight_OGSK"]
+  _, choice_OGEC = dispatch.indices(routing, dims)
   values = evaluate(lower(mesh), [
-      *(getattr(routing, name) for name in names), *routing.metrics.values()])
-  found = dict(zip([*names, *routing.metrics], values, strict=True))
-  for name in names[:3]:
+      *(getattr(routing, name) for name in names), choice_OGEC,
+      *routing.metrics.values()])
+  found = dict(zip(
+      [*names, "choice_OGEC", *routing.metrics], values, strict=True))
+  for name in names:
     found[name] = found[name][0, 0, :, 0]
   found["choice_OGEC"] = found["choice_OGEC"][0, 0]
   return found
@@ -198,9 +201,10 @@ def test_properties(outer, groups, tokens, experts, capacity):
   routing = SwitchRouter().route(
       mtf.import_tf_tensor(mesh, tf.log(probs), mtf.Shape(dims.OGSE)),
       mtf.import_tf_tensor(mesh, real, mtf.Shape(dims.OGS)), dims, train=False)
+  _, choice_OGEC = dispatch.indices(routing, dims)
   lowering = lower(mesh)
   outputs = [lowering.export_to_tf_tensor(t) for t in (
-      routing.expert_OGSK, routing.slot_OGSK, routing.choice_OGEC,
+      routing.expert_OGSK, routing.slot_OGSK, choice_OGEC,
       routing.weight_OGSK, routing.metrics["dropped_fraction"])]
   session = tf.Session()
   count = outer * groups * tokens
@@ -225,13 +229,17 @@ def test_properties(outer, groups, tokens, experts, capacity):
   check()
 
 
-def test_invert_with_two_choices(new_mesh):
+def test_indices_of_two_choices(new_mesh):
   # Choice k of token s is number 2 s + k. Token 0: expert 1 slot 0, expert 0
   # slot 0; token 1: expert 1 slot 1, then dropped (slot 2 = capacity); token 2:
   # dropped, expert 0 slot 1. Expert 2 is empty: 6 = 3 tokens * 2 choices.
   mesh, dims = new_mesh(), make_dims(1, 3, 3, 2, choices=2)
   expert = constant(mesh, np.int32([[[[1, 0], [1, 0], [1, 0]]]]), dims.OGSK)
   slot = constant(mesh, np.int32([[[[0, 0], [1, 2], [2, 1]]]]), dims.OGSK)
-  choice = invert(expert, slot, dims)
-  found, = evaluate(lower(mesh), [choice])
+  routing = Routing(expert, slot, weight_OGSK=None, losses={}, metrics={})
+  maps = dispatch.indices(routing, dims)
+  slot_of, choice_of = evaluate(lower(mesh), maps)
+  # Slot c of expert e is number 2 e + c; 3 experts * 2 slots = 6 is none.
+  assert slot_of[0, 0].tolist() == [[2, 0], [3, 6], [6, 1]]
+  found = choice_of
   assert found[0, 0].tolist() == [[1, 5], [0, 2], [6, 6]]

@@ -305,7 +305,7 @@ class ExpertChoiceRouter(Router):
     """None is needed."""
     return {}
 
-  def load(self, expert_OGSK, kept_OGSK, dims):
+  def tokens_by_expert(self, expert_OGSK, kept_OGSK, dims):
     """See the base class: the tokens that an expert took."""
     taken_OGSE = mtf.reshape(kept_OGSK, dims.OGSE)
     return taken_OGSE, taken_OGSE

@@ -1,8 +1,8 @@
-"""Who goes where: `Routing` is the answer, a `Router` finds it.
+"""Chooses an expert and a slot for each token.
 
-A router sees grouped tokens and knows nothing of the mesh, of the experts or of
-how rows are moved. `dispatch.py` acts on the answer. The paper's router is
-here, others are in `routers.py`.
+A `Router` sees grouped tokens and returns a `Routing`. It knows nothing of the
+mesh, of the experts' networks or of how `dispatch.py` moves rows. The paper's
+router is here, others are in `routers.py`.
 """
 
 import abc
@@ -17,19 +17,17 @@ from switch_mtf.dims import MoeDims, check_shape
 from switch_mtf.layers.exploration import Exploration, InputJitter
 from switch_mtf.layers.initialization import kernel_initializer
 from switch_mtf.layers.losses import load_balancing_loss, router_z_loss
-from switch_mtf.layers.slots import fill_slots, invert
+from switch_mtf.layers.slots import fill_slots
 
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
-  """The choices of the tokens of a batch, as indices.
+  """The choices of the tokens of a batch, as indices, with losses and metrics.
 
   Attributes:
     expert_OGSK: int32 - the expert of the token's k-th choice.
     slot_OGSK: int32 - its slot there; `capacity` where the choice was dropped.
     weight_OGSK: float32 - factor of the expert's output, 0 where dropped.
-    choice_OGEC: int32 - the inverse: s * K + k of the choice that holds the
-      slot, `group_size * num_choices` where the slot is empty.
     losses: name to float32 scalar, each a mean over real tokens, unscaled.
     metrics: name to float32 scalar or [experts_unsplit], for people to read.
   """
@@ -37,16 +35,15 @@ class Routing:
   expert_OGSK: mtf.Tensor
   slot_OGSK: mtf.Tensor
   weight_OGSK: mtf.Tensor
-  choice_OGEC: mtf.Tensor
   losses: dict[str, mtf.Tensor]
   metrics: dict[str, mtf.Tensor]
 
 
 class Router(abc.ABC):
-  """Routes tokens by the probabilities of a linear layer; `assign` varies.
+  """A router by the probabilities of a linear layer; subclasses give `assign`.
 
-  Everything is computed in float32, whatever the activations are: in bfloat16
-  training diverges (section 2.4, Table 2).
+  Everything is computed in float32, whatever the dtype of the activations: in
+  bfloat16 training diverges (section 2.4, Table 2).
 
   Switch Transformer, https://arxiv.org/abs/2101.03961, section 2.
   """
@@ -56,12 +53,12 @@ class Router(abc.ABC):
     """Records the hyperparameters.
 
     Args:
-      exploration: the noise of training; InputJitter() by default.
-      float32: False computes in the dtype of the activations, to show why not
-        to.
+      exploration: noise of training; InputJitter() by default.
+      float32: whether to compute in float32; False takes the dtype of the
+        activations, to show what goes wrong then.
 
     Raises:
-      ValueError: if an argument is of another kind.
+      ValueError: if an argument has the wrong type.
     """
     name = type(self).__name__
     errors.require_flag(name, float32=float32)
@@ -80,11 +77,11 @@ class Router(abc.ABC):
       x_OGSM: [outer_batch, batch, group, d_model] - the tokens.
       nonpadding_OGS: float32 [outer_batch, batch, group] - 1 for a real token,
         0 for padding. Padding takes no slot and counts in no loss or metric.
-      dims: sizes.
-      context: transformer.Context; its mode turns the noise on.
+      dims: sizes of the layer's dimensions.
+      context: transformer.Context of the call; training turns the noise on.
 
     Returns:
-      The routing.
+      Expert, slot and weight of each choice, losses and metrics.
 
     Raises:
       ValueError: if an argument's dimensions are not those above, in order.
@@ -99,23 +96,23 @@ class Router(abc.ABC):
       self, logits_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims,
       train: bool,
   ) -> Routing:
-    """What `__call__` does after the linear layer.
+    """Routes tokens by given logits: `__call__` after its linear layer.
 
     Args:
       logits_OGSE: [outer_batch, batch, group, experts_unsplit] - h(x).
       nonpadding_OGS: as in `__call__`.
-      dims: sizes.
-      train: turns the noise on.
+      dims: sizes of the layer's dimensions.
+      train: whether the noise is on.
 
     Returns:
-      The routing.
+      Expert, slot and weight of each choice, losses and metrics.
 
     Raises:
       ValueError: as `__call__`.
     """
     probs_OGSE = self.probabilities(logits_OGSE, nonpadding_OGS, dims)
-    # By logits, not by probabilities: those of equal logits may differ in the
-    # last bit, and those of small ones are all 0.
+    # Experts are ranked by logits, not by probabilities: those of equal logits
+    # may differ in the last bit, and those of small logits are all 0.
     preference_OGSE = logits_OGSE
     if train:
       preference_OGSE = self.exploration.preference(logits_OGSE, dims)
@@ -124,12 +121,12 @@ class Router(abc.ABC):
     kept_OGSK = mtf.cast(
         mtf.less(slot_OGSK, dims.capacity_dim.size), tf.float32)
     logits_OGSE, probs_OGSE = map(mtf.to_float, (logits_OGSE, probs_OGSE))
-    wanted_OGSE, taken_OGSE = self.load(expert_OGSK, kept_OGSK, dims)
+    wanted_OGSE, taken_OGSE = self.tokens_by_expert(
+        expert_OGSK, kept_OGSK, dims)
     return Routing(
         expert_OGSK=expert_OGSK,
         slot_OGSK=slot_OGSK,
         weight_OGSK=mtf.to_float(weight_OGSK) * kept_OGSK,
-        choice_OGEC=invert(expert_OGSK, slot_OGSK, dims),
         losses={
             **self.balancing_losses(
                 probs_OGSE, expert_OGSK, nonpadding_OGS, dims),
@@ -143,15 +140,15 @@ class Router(abc.ABC):
       self, probs_OGSE: mtf.Tensor, preference_OGSE: mtf.Tensor,
       nonpadding_OGS: mtf.Tensor, dims: MoeDims, train: bool,
   ) -> tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]:
-    """The step in which routers differ: probabilities in, choices out.
+    """Chooses experts and slots: the step in which routers differ.
 
     Args:
       probs_OGSE: [outer_batch, batch, group, experts_unsplit] - the router's
         probabilities.
-      preference_OGSE: same shape - by which a token ranks the experts: the
-        logits, unless the exploration says otherwise.
+      preference_OGSE: same shape - the numbers by which a token ranks the
+        experts: the logits, or what the exploration makes of them.
       nonpadding_OGS: as in `__call__`.
-      dims: sizes.
+      dims: sizes of the layer's dimensions.
       train: whether the model is being trained.
 
     Returns:
@@ -160,31 +157,31 @@ class Router(abc.ABC):
     """
 
   def num_choices(self, num_experts: int) -> int:
-    """K: how many experts a token may use, of `num_experts`."""
+    """Returns K, the number of experts that a token may use."""
     return 1
 
   def probabilities(
       self, logits_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
   ) -> mtf.Tensor:
-    """Equation 1: softmax over the experts."""
+    """Returns the softmax over the experts (equation 1); OGSE."""
     return mtf.softmax(logits_OGSE, reduced_dim=dims.experts_unsplit_dim)
 
   def balancing_losses(
       self, probs_OGSE: mtf.Tensor, expert_OGSK: mtf.Tensor,
       nonpadding_OGS: mtf.Tensor, dims: MoeDims,
   ) -> dict[str, mtf.Tensor]:
-    """What keeps the experts evenly used; by first choices."""
+    """Returns the losses that balance the experts' load, by first choices."""
     return {"load_balancing_loss": load_balancing_loss(
         probs_OGSE, choice_mask(expert_OGSK, 0, dims), nonpadding_OGS, dims)}
 
-  def load(
+  def tokens_by_expert(
       self, expert_OGSK: mtf.Tensor, kept_OGSK: mtf.Tensor, dims: MoeDims
   ) -> tuple[mtf.Tensor, mtf.Tensor]:
-    """Of which tokens the metrics say that an expert has them; by first choice.
+    """Returns which tokens count towards each expert's load: first choices.
 
     Returns:
-      float32 OGSE twice - 1 where the expert was to have the token, and 1 where
-        it had a slot for it.
+      Two float32 OGSE - 1 where the token chose the expert, and 1 where the
+        expert had a slot for the token.
     """
     wanted_OGSE = choice_mask(expert_OGSK, 0, dims)
     return wanted_OGSE, wanted_OGSE * choice(kept_OGSK, 0, dims)
@@ -192,7 +189,7 @@ class Router(abc.ABC):
   def _logits(
       self, x_OGSM: mtf.Tensor, dims: MoeDims, context
   ) -> mtf.Tensor:
-    """h(x) = W_r x, after the noise; OGSE."""
+    """Returns h(x) = W_r x, with the noise on x; OGSE."""
     dtype = tf.float32 if self.float32 else x_OGSM.dtype
     x_OGSM = mtf.cast(x_OGSM, dtype)
     if context.train:
@@ -207,11 +204,11 @@ class Router(abc.ABC):
 
 @gin.configurable
 class SwitchRouter(Router):
-  """Sends each token to its most probable expert.
+  """A router that sends each token to its most probable expert.
 
-  An expert takes the first `capacity` tokens of a group that choose it. A later
-  one is dropped: the layer adds nothing to it and the residual connection
-  carries it on. A tie goes to the expert of lower index.
+  An expert takes the first `capacity` tokens of a group that choose it. Later
+  tokens are dropped: the layer adds nothing to them, and the residual
+  connection carries them on. A tie goes to the expert of lower index.
 
   Switch Transformer, https://arxiv.org/abs/2101.03961, sections 2.1 and 2.2.
   """
@@ -222,13 +219,14 @@ class SwitchRouter(Router):
     """Records the hyperparameters.
 
     Args:
-      exploration: see the base class, like `float32`.
-      prioritized: an expert takes the surest tokens instead of the first ones
-        (batch-prioritised routing, Riquelme et al., arXiv 2106.05974).
+      exploration: see the base class.
+      prioritized: whether an expert takes the most probable tokens instead of
+        the first (batch-prioritised routing, Riquelme et al., arXiv
+        2106.05974).
       float32: see the base class.
 
     Raises:
-      ValueError: if an argument is of another kind.
+      ValueError: if an argument has the wrong type.
     """
     super().__init__(exploration, float32)
     errors.require_flag("SwitchRouter", prioritized=prioritized)
@@ -246,7 +244,7 @@ class SwitchRouter(Router):
 
 
 def top_experts(preference_OGSE: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
-  """The experts that each token likes best, best first; int32 OGSK."""
+  """Returns the experts that each token ranks highest, in order; int32 OGSK."""
   _, expert_OGSK = mtf.top_k(
       preference_OGSE, dims.experts_unsplit_dim, dims.choices_dim)
   return expert_OGSK
@@ -255,13 +253,13 @@ def top_experts(preference_OGSE: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
 def choice_mask(
     expert_OGSK: mtf.Tensor, k: int, dims: MoeDims
 ) -> mtf.Tensor:
-  """1 at the expert of a token's k-th choice, else 0; float32 OGSE."""
+  """Returns 1 at the expert of a token's k-th choice, else 0; float32 OGSE."""
   return mtf.one_hot(
       choice(expert_OGSK, k, dims), dims.experts_unsplit_dim, dtype=tf.float32)
 
 
 def choice(y_OGSK: mtf.Tensor, k: int, dims: MoeDims) -> mtf.Tensor:
-  """The k-th choice; OGS."""
+  """Returns the values of the k-th choices; OGS."""
   if dims.choices_dim.size > 1:
     y_OGSK = mtf.slice(y_OGSK, k, 1, dims.choices_dim.name)
   return mtf.reshape(y_OGSK, dims.OGS)
@@ -270,9 +268,9 @@ def choice(y_OGSK: mtf.Tensor, k: int, dims: MoeDims) -> mtf.Tensor:
 def choice_probs(
     probs_OGSE: mtf.Tensor, expert_OGSK: mtf.Tensor, dims: MoeDims
 ) -> mtf.Tensor:
-  """The probability of the expert of each choice; OGSK.
+  """Returns the probability of the expert of each choice; OGSK.
 
-  `mtf.gather` would make one small matmul a token of it.
+  `mtf.gather` would make a small matmul for each token.
   """
   mask = mtf.one_hot(
       expert_OGSK, dims.experts_unsplit_dim, dtype=probs_OGSE.dtype)
@@ -290,19 +288,21 @@ def routing_metrics(
   Args:
     logits_OGSE: float32 - before the softmax.
     probs_OGSE: float32 - router probabilities.
-    wanted_OGSE: float32 - see `Router.load`, like `taken_OGSE`.
-    taken_OGSE: float32.
+    wanted_OGSE: float32 - 1 where a token chose the expert, see
+      `Router.tokens_by_expert`.
+    taken_OGSE: float32 - 1 where the expert had a slot for the token.
     kept_OGSK: float32 - 1 where a choice got a slot.
     nonpadding_OGS: float32 - 1 for a real token.
-    dims: sizes.
+    dims: sizes of the layer's dimensions.
 
   Returns:
     `expert_load`: [experts_unsplit] - share of the tokens that choose each
       expert; sums to 1.
-    `expert_dropped_fraction`: [experts_unsplit] - share of those that it had no
-      slot for.
-    `expert_probability`: [experts_unsplit] - their mean router probability.
-    `dead_experts`: [] - experts that no token chooses.
+    `expert_dropped_fraction`: [experts_unsplit] - share of an expert's tokens
+      that it had no slot for.
+    `expert_probability`: [experts_unsplit] - mean router probability of an
+      expert's tokens.
+    `dead_experts`: [] - number of experts that no token chooses.
     `dropped_fraction`: [] - share of the tokens that no expert had a slot for.
     `router_entropy`: [] - mean entropy of the router's distribution, in nats.
     `router_probability`: [] - mean probability of the expert chosen.
@@ -339,7 +339,7 @@ def _expert_metrics(
     probs_OGSE: mtf.Tensor, wanted_OGSE: mtf.Tensor, taken_OGSE: mtf.Tensor,
     dims: MoeDims,
 ) -> dict[str, mtf.Tensor]:
-  """Those of `routing_metrics` that count tokens by expert."""
+  """Returns the metrics of `routing_metrics` that count tokens by expert."""
   def per_expert(y_OGSE: mtf.Tensor) -> mtf.Tensor:
     return mtf.reduce_sum(y_OGSE, output_shape=[dims.experts_unsplit_dim])
 

@@ -1,7 +1,7 @@
-"""Slots: which token gets which, and the two directions of the answer.
+"""Gives the slots of the experts to tokens.
 
-Pure functions of indices, without gradients, each on the groups that its
-processor holds.
+Pure functions of indices, without gradients. Each processor computes them for
+the groups that it holds.
 """
 
 import mesh_tensorflow as mtf
@@ -25,11 +25,11 @@ def fill_slots(
 
   Args:
     expert_OGSK: int32 - the expert that each choice asks.
-    asks_OGSK: float32 - 1 where a choice asks at all.
-    dims: sizes.
-    priority_OGS: serves tokens in order of this number, the largest first,
-      instead of their position.
-    once: a token that has a slot does not ask again.
+    asks_OGSK: float32 - 1 where a choice asks for a slot, else 0.
+    dims: sizes of the layer's dimensions.
+    priority_OGS: if given, tokens are served by this number, the largest
+      first, instead of by position.
+    once: whether a token stops asking once it has a slot.
 
   Returns:
     int32 [outer_batch, batch, group, choices] - the slot, `capacity` where the
@@ -70,14 +70,14 @@ def fill_slots(
 
 
 def rank_tokens(
-    liking_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
+    score_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
 ) -> mtf.Tensor:
-  """Lets each expert take the tokens that it likes best.
+  """Lets each expert take the tokens with its highest scores.
 
   Args:
-    liking_OGSE: float32 - what an expert ranks tokens by, largest first.
-    nonpadding_OGS: float32 - 1 for a real token; no other is taken.
-    dims: sizes; choice k is expert k.
+    score_OGSE: float32 - scores by which an expert ranks tokens.
+    nonpadding_OGS: float32 - 1 for a real token; padding is never taken.
+    dims: sizes of the layer's dimensions; choice k is expert k.
 
   Returns:
     int32 [outer_batch, batch, group, choices] - the token's slot: its rank, a
@@ -85,45 +85,17 @@ def rank_tokens(
   """
   capacity = dims.capacity_dim.size
 
-  def rank(liking: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
+  def rank(score: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     real = real[..., None] > 0
-    liking = tf.where(tf.broadcast_to(real, tf.shape(liking)), liking,
-                      tf.fill(tf.shape(liking), liking.dtype.min))
+    score = tf.where(tf.broadcast_to(real, tf.shape(score)), score,
+                      tf.fill(tf.shape(score), score.dtype.min))
     order = tf.argsort(
-        liking, axis=-2, direction="DESCENDING", stable=True)
+        score, axis=-2, direction="DESCENDING", stable=True)
     slot = tf.minimum(tf.argsort(order, axis=-2), capacity)
     return tf.where(tf.broadcast_to(real, tf.shape(slot)), slot,
                     tf.fill(tf.shape(slot), capacity))
 
   return mtf.slicewise(
-      rank, [liking_OGSE, nonpadding_OGS], output_shape=mtf.Shape(dims.OGSK),
+      rank, [score_OGSE, nonpadding_OGS], output_shape=mtf.Shape(dims.OGSK),
       output_dtype=tf.int32, splittable_dims=dims.OG, grad_function=0,
       name="rank_tokens")
-
-
-def invert(
-    expert_OGSK: mtf.Tensor, slot_OGSK: mtf.Tensor, dims: MoeDims
-) -> mtf.Tensor:
-  """Finds the choice that holds each slot: `Routing.choice_OGEC`."""
-  experts, capacity = dims.experts_dim.size, dims.capacity_dim.size
-  choices = dims.group_size_dim.size * dims.choices_dim.size
-
-  def scatter(expert: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
-    outer, groups = expert.shape.as_list()[:2]
-    lines = outer * groups
-    # Dropped choices all go to one extra place per group, then cut off.
-    place = tf.where(
-        slot < capacity, expert * capacity + slot,
-        tf.fill(tf.shape(slot), experts * capacity))
-    place = tf.reshape(place, [lines, choices])
-    line = tf.broadcast_to(tf.range(lines)[:, None], [lines, choices])
-    empty = tf.fill([lines, experts * capacity + 1], choices)
-    taken = tf.tensor_scatter_nd_update(
-        empty, tf.stack([line, place], axis=-1),
-        tf.broadcast_to(tf.range(choices), [lines, choices]))
-    return tf.reshape(taken[:, :-1], [outer, groups, experts, capacity])
-
-  return mtf.slicewise(
-      scatter, [expert_OGSK, slot_OGSK], output_shape=mtf.Shape(dims.OGEC),
-      output_dtype=tf.int32, splittable_dims=dims.OG, grad_function=0,
-      name="invert_routing")

@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import attention, transformer_layers
 
 from switch_mtf import errors
+from switch_mtf.dims import heads_dim
 from switch_mtf.layers.switch_ffn import SwitchFFN
 
 RELATIVE_ATTENTION = (None, "bias", "bias_shared", "contextual")
@@ -95,9 +96,8 @@ class _SwitchProjections(attention.AttentionParams):
 
   def __init__(self, layer: SwitchSelfAttention, context):
     model_dim = context.model.model_dim
-    # Upstream has no name for the heads where there is one.
-    heads = ([mtf.Dimension("heads", layer.num_heads)]
-             if layer.num_heads > 1 else None)
+    # Upstream leaves the dimension of a single head out.
+    heads = [heads_dim(layer.num_heads)] if layer.num_heads > 1 else None
     super().__init__(
         context.mesh, query_input_dim=model_dim, memory_input_dim=model_dim,
         output_dim=model_dim, key_dim=layer.kv_dim, value_dim=layer.kv_dim,
@@ -129,5 +129,5 @@ class _SwitchProjections(attention.AttentionParams):
              else self._layer.memory_projection)
     combined = mtf.Dimension(self.q_dims[0].name, mtf.Shape(self.q_dims).size)
     with tf.variable_scope(name):
-      y = layer.project(self._context, x, combined)
+      y = layer.call(self._context, x, combined)
     return mtf.replace_dimensions(y, combined, self.q_dims)

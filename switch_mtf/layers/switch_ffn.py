@@ -1,8 +1,8 @@
 """The Switch feed-forward layer: joins router, dispatcher and experts.
 
-Put it where a T5 layer list has `DenseReluDense`. What a token's way through it
-is made of: `routing.py` (where to), `dispatch.py` (the way), `experts.py` (what
-happens there), `losses.py` (what keeps it balanced).
+Put it where a T5 layer list has `DenseReluDense`. `routing.py` chooses experts
+and slots, `dispatch.py` moves the rows, `experts.py` computes, and `losses.py`
+keeps the load balanced.
 """
 
 import gin
@@ -14,20 +14,25 @@ from switch_mtf import errors
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers import summaries
 from switch_mtf.layers.dispatch import Dispatcher, default_dispatcher
-from switch_mtf.layers.experts import (
-  ACTIVATIONS,
-  FEW_CHOICES,
-  chosen_experts,
-  expert_ffn,
-  expert_linear,
-)
-from switch_mtf.layers.routing import Router, SwitchRouter
-from switch_mtf.mesh import on_tpu
+from switch_mtf.layers.experts import ACTIVATIONS, apply_experts
+from switch_mtf.layers.routing import Router, Routing, SwitchRouter
 
 
 @gin.configurable
 class SwitchFFN(transformer.TransformerLayer):
   """A feed-forward layer of which each token uses one expert.
+
+  A call takes these steps:
+
+  1. group: the tokens form groups, within which they compete for slots.
+  2. route: the router chooses an expert, and a slot there, for each token.
+  3. to experts: tokens move to their slots (all-to-all number one).
+  4. experts: each expert applies its network to its slots.
+  5. from experts: results return to their tokens, weighted by the router's
+     probability (all-to-all number two).
+  6. losses: the load-balancing loss and the router z-loss are added to the
+     model's losses.
+  7. ungroup: the results get the shape of the input.
 
   Switch Transformer, https://arxiv.org/abs/2101.03961, section 2. Variables,
   under `.../SwitchFFN/`: `router/kernel` [d_model, experts], `wi/kernel`
@@ -53,25 +58,27 @@ class SwitchFFN(transformer.TransformerLayer):
     """Records the hyperparameters.
 
     Args:
-      num_experts: experts of the layer.
+      num_experts: number of experts.
       hidden_size: hidden units of one expert; None makes an expert one linear
         map.
-      activation: see `expert_ffn`.
+      activation: name of a function, or a list of names whose results are
+        multiplied; see `apply_experts`.
       group_size: tokens that compete for slots; must divide the tokens of each
-        processor, exactly. A call with fewer tokens is one group.
+        processor exactly. A call with fewer tokens is one group.
       capacity_factor_train: slots of all experts over tokens, in training;
         None drops nothing, at the cost of a slot for every token and expert.
-      capacity_factor_eval: the same in evaluation and scoring. Decoding drops
-        nothing, so that only with None scores agree with it exactly.
-      min_capacity: lower bound of an expert's slots for one group.
+      capacity_factor_eval: slots over tokens in evaluation and scoring.
+        Decoding drops nothing, so scores agree with it exactly only with None.
+      min_capacity: smallest number of slots of an expert for one group.
       dropout_rate: expert dropout, on the hidden units.
-      load_balancing_coef: alpha of equation 4. Losses of layers are added up.
-      router_z_coef: of the router z-loss; ST-MoE takes 1e-3.
+      load_balancing_coef: alpha of equation 4. The losses of layers are summed.
+      router_z_coef: weight of the router z-loss; ST-MoE has 1e-3.
       router: a `Router`; SwitchRouter() by default.
-      dispatcher: a `Dispatcher`; by default einsum on TPU, gather elsewhere.
+      dispatcher: a `Dispatcher`; by default einsum on TPU, gather elsewhere,
+        and in place for the few tokens of a decoding step on one processor.
 
     Raises:
-      ValueError: if an option is not what it can be.
+      ValueError: if an option has an illegal value.
     """
     if not isinstance(activation, list | tuple):
       activation = [activation]
@@ -90,76 +97,52 @@ class SwitchFFN(transformer.TransformerLayer):
     _check_options(vars(self))
 
   def call(
-      self, context: transformer.Context, x: mtf.Tensor
+      self, context: transformer.Context, x: mtf.Tensor,
+      output_dim: mtf.Dimension | None = None,
   ) -> mtf.Tensor:
-    """Applies the layer.
+    """Applies the layer; the steps are those of the class docstring.
 
     Args:
-      context: of the stack; losses are appended to `context.losses`.
-      x: [outer_batch?, batch, ..., d_model] - all between are tokens.
+      context: context of the stack; losses are appended to `context.losses`.
+      x: [outer_batch?, batch, ..., d_model] - tokens are indexed by all
+        dimensions between the first and the last.
+      output_dim: features of the result; d_model by default.
 
     Returns:
-      Same shape and dtype as `x`; exactly 0 for padding and for tokens that
-        found their expert full.
+      `x` with `output_dim` instead of d_model, same dtype; exactly 0 for
+        padding and for tokens whose expert was full.
 
     Raises:
       ValueError: if tokens, groups or experts do not divide (see `MoeDims`).
     """
-    return self.project(context, x, x.shape.dims[-1])
+    output_dim = output_dim or x.shape.dims[-1]
+    dims = self._dims(context, x.shape, output_dim)
+    dispatcher = self.dispatcher or default_dispatcher(context, dims)
 
-  def project(
-      self, context: transformer.Context, x: mtf.Tensor,
-      output_dim: mtf.Dimension,
-  ) -> mtf.Tensor:
-    """Like `call`, to `output_dim` in place of d_model.
-
-    Args:
-      context: as in `call`, like `x`.
-      x: [outer_batch?, batch, ..., d_model].
-      output_dim: of the results.
-
-    Returns:
-      [outer_batch?, batch, ..., output_dim].
-
-    Raises:
-      ValueError: as `call`.
-    """
-    dims = self._dims(context, x.shape)
-    x_OGSM = mtf.reshape(x, dims.OGSM)
-    nonpadding_OGS = _nonpadding(context, x, dims)
-    dispatcher = self.dispatcher or default_dispatcher(x.mesh)
-    output_dims = dims.with_model_size(output_dim.size)
-
+    x_OGSM, nonpadding_OGS = _group(context, x, dims)
     routing = self.router(x_OGSM, nonpadding_OGS, dims, context)
-    if _few_choices(context, dims):
-      y_OGSM = chosen_experts(
-          x_OGSM, routing.expert_OGSK, routing.weight_OGSK, dims, output_dim,
-          activation=self.activation if self.hidden_size else [],
-          variable_dtype=context.variable_dtype)
-    else:
-      h_EXM = dispatcher.to_experts(x_OGSM, routing, dims)
-      h_EXM = self._experts(h_EXM, dims, output_dims.model_dim, context)
-      y_OGSM = dispatcher.from_experts(h_EXM, routing, output_dims)
-
-    self._add_losses(context, routing.losses)
-    summaries.record(context, {**routing.metrics, **routing.losses})
-    return mtf.reshape(y_OGSM, [*x.shape.dims[:-1], output_dim])
+    h_EXM = dispatcher.to_experts(x_OGSM, routing, dims)
+    h_EXN = self._experts(context, h_EXM, routing, dims)
+    y_OGSN = dispatcher.from_experts(h_EXN, routing, dims)
+    self._add_losses(context, routing)
+    return _ungroup(y_OGSN, x.shape, output_dim)
 
   def _experts(
-      self, x_EXM: mtf.Tensor, dims: MoeDims, output_dim: mtf.Dimension,
-      context: transformer.Context,
+      self, context: transformer.Context, h_EXM: mtf.Tensor, routing: Routing,
+      dims: MoeDims,
   ) -> mtf.Tensor:
-    """What happens in the experts."""
-    if self.hidden_size is None:
-      return expert_linear(
-          x_EXM, dims, output_dim, variable_dtype=context.variable_dtype)
-    return expert_ffn(
-        x_EXM, dims, output_dim, activation=self.activation,
-        dropout_rate=self.dropout_rate, train=context.train,
+    """Applies the experts to their slots."""
+    return apply_experts(
+        h_EXM, routing.expert_OGSK, dims,
+        activation=self.activation if self.hidden_size else [],
+        dropout_rate=self.dropout_rate if context.train else 0.0,
         variable_dtype=context.variable_dtype)
 
-  def _dims(self, context: transformer.Context, x_shape: mtf.Shape) -> MoeDims:
-    """Sizes of this call."""
+  def _dims(
+      self, context: transformer.Context, x_shape: mtf.Shape,
+      output_dim: mtf.Dimension,
+  ) -> MoeDims:
+    """Returns the sizes of this call."""
     train = context.train
     return MoeDims.create(
         x_shape,
@@ -170,65 +153,70 @@ class SwitchFFN(transformer.TransformerLayer):
             self.capacity_factor_train if train else self.capacity_factor_eval),
         min_capacity=self.min_capacity,
         num_choices=self.router.num_choices(self.num_experts),
+        output_size=output_dim.size,
         decoding=context.mode == "incremental",
         layout=context.model.layout,
         mesh_shape=context.model.mesh_shape,
         scope=_gin_scope())
 
   def _add_losses(
-      self, context: transformer.Context, losses: dict[str, mtf.Tensor]
-  ) -> None:
-    """Scales each loss by its coefficient, once, and adds it to the model's.
+      self, context: transformer.Context, routing: Routing) -> None:
+    """Adds the losses to the model's, and records losses and metrics.
 
-    Microbatches add up their losses, so each contributes its share of a mean.
+    Each loss is scaled by its coefficient once, here. T5 sums the losses of
+    microbatches, so that each contributes its share of a mean.
     """
+    summaries.record(context, {**routing.metrics, **routing.losses})
     if context.losses is None:
       return
     coefs = {"load_balancing_loss": self.load_balancing_coef,
              "router_z_loss": self.router_z_coef}
     coefs = {name: coef for name, coef in coefs.items()
-             if coef and name in losses}
+             if coef and name in routing.losses}
     summaries.record_loss_weights(coefs)
     share = 1.0 / (context.num_microbatches or 1)
-    terms = [losses[name] * (coef * share) for name, coef in coefs.items()]
+    terms = [routing.losses[name] * (coef * share)
+             for name, coef in coefs.items()]
     if terms:
       context.losses.append(
           mtf.cast(mtf.add_n(terms), context.activation_dtype))
 
 
 def _gin_scope() -> str:
-  """The scope in which gin configures the stack that is being built."""
+  """Returns the scope in which gin configures the stack that is being built."""
   scope, found, _ = tf.get_variable_scope().name.partition("/block_")
   return scope if found else ""
 
 
-def _few_choices(context: transformer.Context, dims: MoeDims) -> bool:
-  """Whether to read the chosen experts only: decoding, in one place."""
-  processors = mtf.convert_to_shape(context.model.mesh_shape or "").size
-  return (
-      context.mode == "incremental" and processors == 1
-      and not on_tpu(context.mesh)
-      and mtf.Shape(dims.OGSK).size <= FEW_CHOICES)
-
-
-def _nonpadding(
+def _group(
     context: transformer.Context, x: mtf.Tensor, dims: MoeDims
-) -> mtf.Tensor:
-  """1 for a real token, 0 for padding; float32 OGS."""
+) -> tuple[mtf.Tensor, mtf.Tensor]:
+  """Returns the tokens in groups, OGSM, and which are real.
+
+  The second result is float32 OGS: 1 for a real token, 0 for padding.
+  """
   token_dims = x.shape.dims[:-1]
+  x_OGSM = mtf.reshape(x, dims.OGSM)
   nonpadding = context.nonpadding
   if context.mode == "first_part" and context.initial_position is not None:
-    # Decoding goes on from a prompt. What is to be written is not there yet.
+    # Decoding continues a prompt: the positions after it are still empty.
     nonpadding = mtf.less(context.position, context.initial_position)
   if not isinstance(nonpadding, mtf.Tensor):  # None, or 1: no padding
-    return mtf.ones(x.mesh, mtf.Shape(dims.OGS))
+    return x_OGSM, mtf.ones(x.mesh, mtf.Shape(dims.OGS))
   nonpadding = mtf.broadcast(
       mtf.cast(nonpadding, tf.float32), mtf.Shape(token_dims))
-  return mtf.reshape(nonpadding, dims.OGS)
+  return x_OGSM, mtf.reshape(nonpadding, dims.OGS)
+
+
+def _ungroup(
+    y_OGSN: mtf.Tensor, x_shape: mtf.Shape, output_dim: mtf.Dimension
+) -> mtf.Tensor:
+  """Returns the results in the order of the layer's input."""
+  return mtf.reshape(y_OGSN, [*x_shape.dims[:-1], output_dim])
 
 
 def _check_options(options: dict) -> None:
-  """Raises ValueError unless every option is what it can be."""
+  """Raises ValueError unless every option has a legal value."""
   def some(*names: str) -> dict:
     return {name: options[name] for name in names}
 

@@ -1,11 +1,11 @@
-"""Decoding by the chosen experts only, against decoding by slots."""
+"""Experts: few tokens by the chosen experts only, against slots."""
 
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 from conftest import BuiltLayer
 
-from switch_mtf.layers import switch_ffn
+from switch_mtf.layers import dispatch, experts, switch_ffn
 from switch_mtf.layers.routers import NoTokenLeftBehindRouter, Top2Router
 from switch_mtf.layers.routing import SwitchRouter
 
@@ -26,14 +26,14 @@ EXPERT_KINDS = {
 
 @pytest.fixture
 def uses(monkeypatch):
-  """Counts the calls of `chosen_experts`, in a list of one."""
-  count, function = [0], switch_ffn.chosen_experts
+  """Counts how often only the chosen experts' kernels are read, in a list."""
+  count, function = [0], experts._apply_chosen
 
-  def chosen_experts(*args, **kwargs):
+  def apply_chosen(*args, **kwargs):
     count[0] += 1
     return function(*args, **kwargs)
 
-  monkeypatch.setattr(switch_ffn, "chosen_experts", chosen_experts)
+  monkeypatch.setattr(experts, "_apply_chosen", apply_chosen)
   return count
 
 
@@ -61,7 +61,7 @@ def test_same_as_slots(router, kind, uses, monkeypatch):
   options = {"router": ROUTERS[router], **EXPERT_KINDS[kind]}
   chosen = build(shape, **options)
   assert uses == [1]
-  monkeypatch.setattr(switch_ffn, "FEW_CHOICES", 0)
+  monkeypatch.setattr(dispatch, "FEW_CHOICES", 0)
   slots = build(shape, **options)
   assert uses == [1]
   names, expected = ({

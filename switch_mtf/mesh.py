@@ -1,16 +1,23 @@
-"""Questions to a mesh: is it of TPU cores, which axis splits a dimension."""
+"""Questions to a mesh, and sums over its parts.
+
+Is it a mesh of TPU cores? Which of its axes splits a dimension? `add_up` lets
+each processor sum over the slices that it holds, then adds the sums up.
+"""
 
 from switch_mtf import upstream  # noqa: F401  isort:skip
 
+from collections.abc import Callable, Sequence
+
 import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
 
 
 def on_tpu(mesh: mtf.Mesh) -> bool:
-  """Whether a mesh is one of TPU cores, where gathers are slow.
+  """Returns whether a mesh is one of TPU cores, where gathers are slow.
 
-  Mesh-TF does not know its mesh implementation while the graph is built. What
-  it does know: only on TPU (`SimdMeshImpl`) is a mesh made with a variable
-  placer, and without one its placement is a device name.
+  Mesh-TF does not know its mesh implementation while the graph is built, but
+  only on TPU (`SimdMeshImpl`) is a mesh made with a variable placer. Elsewhere
+  its placement is the name of a device.
   """
   return not isinstance(mesh.variable_placer_fn, str)
 
@@ -20,7 +27,7 @@ def mesh_axis(
     layout: mtf.LayoutRules | str | None,
     mesh_shape: mtf.Shape | str | None,
 ) -> tuple[int | None, int]:
-  """The mesh axis that splits a dimension, and into how many parts.
+  """Returns the mesh axis that splits a dimension, and into how many parts.
 
   Args:
     dim: any dimension.
@@ -28,7 +35,7 @@ def mesh_axis(
     mesh_shape: mesh of the run, None for one processor.
 
   Returns:
-    The axis, None if there is none, and 1 or its size.
+    The number of the axis and its size; None and 1 if no axis splits `dim`.
   """
   if layout is None or mesh_shape is None:
     return None, 1
@@ -38,21 +45,82 @@ def mesh_axis(
   return axis, 1 if axis is None else mesh_shape.dims[axis].size
 
 
-def split_dims(
-    shape: mtf.Shape,
-    layout: mtf.LayoutRules | str | None,
-    mesh_shape: mtf.Shape | str | None,
-) -> list[mtf.Dimension]:
-  """The dimensions of a shape that are split, each as large as it has parts.
+def add_up(
+    fn: Callable[..., tf.Tensor | tuple[tf.Tensor, ...]],
+    xs: Sequence[mtf.Tensor],
+    shapes: Sequence[mtf.Shape],
+    dtypes: Sequence[tf.DType] | None = None,
+    name: str = "add_up",
+) -> list[mtf.Tensor]:
+  """Lets each processor sum over its slices, then adds the sums up.
+
+  The sums are over the dimensions of xs[0] that a result lacks: `fn` sums over
+  its slice of them, and an all-reduce over the mesh axes that split them does
+  the rest. `mtf.slicewise` adds nothing up, and `mtf.einsum` makes more passes
+  over memory.
 
   Args:
-    shape: any shape.
-    layout: layout rules of the run, None for one processor.
-    mesh_shape: mesh of the run, None for one processor.
+    fn: computes a processor's results from its slices of `xs`.
+    xs: tensors.
+    shapes: shapes of the results.
+    dtypes: dtypes of the results; all that of xs[0] by default.
+    name: name of the operation.
 
   Returns:
-    Dimensions of the same names.
+    The results.
   """
-  split = [(dim, *mesh_axis(dim, layout, mesh_shape)) for dim in shape.dims]
-  return [mtf.Dimension(dim.name, ways)
-          for dim, axis, ways in split if axis is not None]
+  dtypes = dtypes or [xs[0].dtype] * len(shapes)
+  return _AddUp(fn, xs, shapes, dtypes, name).outputs
+
+
+def add_up_gradients(op: mtf.Operation, *dys: mtf.Tensor) -> list[mtf.Tensor]:
+  """Returns the gradients of an `mtf.slicewise`, for its `grad_function`.
+
+  Upstream's own gradients do not add up: each processor would keep its part of
+  the gradient of an input that several processors share.
+
+  Args:
+    op: the operation; its first output has all dimensions that are split.
+    *dys: gradients of its outputs.
+  """
+  outputs = len(op.outputs)
+
+  def gradients(*slices: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    ys, dys, xs = (slices[:outputs], slices[outputs:2 * outputs],
+                   slices[2 * outputs:])
+    return tuple(tf.gradients(
+        list(ys), list(xs), list(dys),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO))
+
+  return add_up(
+      gradients, [*op.outputs, *dys, *op.inputs],
+      [x.shape for x in op.inputs], [x.dtype for x in op.inputs],
+      f"{op.name}_gradients")
+
+
+class _AddUp(mtf.Operation):
+  """The operation of `add_up`."""
+
+  def __init__(self, fn, xs, shapes, dtypes, name):
+    super().__init__(list(xs), name=name)
+    self._fn = fn
+    self._outputs = [
+        mtf.Tensor(self, shape, dtype, index=i)
+        for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))]
+
+  def lower(self, lowering: mtf.Lowering) -> None:
+    """See the base class."""
+    mesh_impl = lowering.mesh_impl(self)
+    shape = self.inputs[0].shape
+    axes = mesh_impl.tensor_layout(shape).tensor_axis_to_mesh_axis
+    ys = mesh_impl.slicewise(
+        lambda *slices: tuple(tf.nest.flatten(self._fn(*slices))),
+        *(lowering.tensors[x] for x in self.inputs))
+    for y, output in zip(ys, self.outputs, strict=True):
+      split = [axis for dim, axis in zip(shape.dims, axes, strict=True)
+               if axis is not None and dim not in output.shape.dims]
+      if split:
+        lowering.add_counter(f"allreduce/{split}/add_up",
+                             mesh_impl.laid_out_size(output.shape))
+        y = mesh_impl.allreduce(y, split, "SUM")
+      lowering.set_tensor_lowering(output, y)

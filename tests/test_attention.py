@@ -102,7 +102,7 @@ MEMORY_SPLIT = {"mesh_shape": "a:2", "layout": "memory_length:a"}
     if "bias" in shapes or mesh is not MEMORY_SPLIT])
 def test_same_as_upstream(case, mesh):
   shapes, options = CASES[case]
-  expected = attend(ours.upstream_attention, shapes, **options)
+  expected = attend(ours.attention.upstream, shapes, **options)
   found = attend(ours.attention, shapes, **options, **mesh)
   for name, value in expected.items():
     np.testing.assert_allclose(
@@ -147,7 +147,8 @@ def test_what_is_left_to_upstream(monkeypatch, options):
   options = dict(options)
   placer = types.SimpleNamespace(device_function=lambda op: "") if (
       options.pop("tpu", False)) else None
-  monkeypatch.setattr(ours, "upstream_attention", lambda *args: "upstream's")
+  monkeypatch.setattr(
+      ours.attention, "upstream", lambda *args, **kwargs: "upstream's")
   mesh = mtf.Mesh(mtf.Graph(), "mesh", placer)
   q, k, v = (mtf.zeros(mesh, dims(SELF[name])) for name in "qkv")
   memory, key = dims("memory_length d_kv")
@@ -248,7 +249,7 @@ def decode_step(
 def test_cache_as_upstream(mesh, shared_kv, positions, order):
   # 7 is past the end of a memory of 6: nothing is written.
   options = {"positions": positions, "shared_kv": shared_kv}
-  expected, _ = decode_step(cache.upstream_self_attention, **options)
+  expected, _ = decode_step(cache.self_attention.upstream, **options)
   found, kinds = decode_step(
       transformer_layers.SelfAttention.call, **options, **mesh, order=order)
   assert ("ScatterNdNonAliasingAdd" in kinds) == (

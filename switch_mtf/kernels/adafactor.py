@@ -7,7 +7,8 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow import optimize
 
-from switch_mtf.mesh import on_tpu
+from switch_mtf.kernels.choice import else_upstream, replaces_upstream
+from switch_mtf.mesh import add_up
 
 # Entries of a part that stays in the processor's cache between two operations.
 CACHED = 2**21
@@ -16,35 +17,42 @@ CACHED = 2**21
 MOST_PARTS = 32
 
 
+def _can_update(self, grad, var) -> bool:
+  """Returns whether `FewPassAdafactor.apply_grad` can update a variable."""
+  dims = None if grad is None else self._factored_dims(var.shape)
+  # The factored dimensions must be the last two, in whichever order.
+  return bool(dims) and set(dims) == set(var.shape.dims[-2:]) and not (
+      self._beta1 or self._stacked_dim_names) and replaces_upstream(var.mesh)
+
+
 @gin.configurable
 class FewPassAdafactor(optimize.AdafactorOptimizer):
-  """Upstream's Adafactor: same options, slots and numbers in fewer passes.
+  """Upstream's Adafactor in fewer passes over memory.
 
-  With many experts a step is mostly this. What is left out: the update's own
-  squares to clip it, which follow from the gradient's and the factors; squares
-  of a whole gradient in memory, which are summed part by part instead. On TPU
-  it is upstream's.
+  Same options, slots and numbers. With many experts a step is mostly the
+  optimizer's. Two passes are saved: the squares of the update, which clipping
+  needs, follow from the gradient's squares and the factors; and squares are
+  summed part by part instead of being written to memory. Upstream's update runs
+  on TPU, with momentum, with stacked dimensions, and for variables that are not
+  factored along their last two dimensions.
 
   Shazeer and Stern, Adafactor, https://arxiv.org/abs/1804.04235, algorithm 4.
   """
 
+  @else_upstream(optimize.AdafactorOptimizer.apply_grad, _can_update)
   def apply_grad(
       self, grad: mtf.Tensor | None, var: mtf.Variable
   ) -> list[mtf.Operation]:
     """See the base class.
 
     Args:
-      grad: of the loss by `var`; None where `var` does not matter.
-      var: what to update.
+      grad: gradient of the loss by `var`; None if there is none.
+      var: variable to update.
 
     Returns:
       The updates.
     """
-    dims = None if grad is None else self._factored_dims(var.shape)
-    # The two largest, in whichever order they have in `var`.
-    if not dims or set(dims) != set(var.shape.dims[-2:]) or (
-        self._beta1 or self._stacked_dim_names or on_tpu(var.mesh)):
-      return super().apply_grad(grad, var)
+    dims = self._factored_dims(var.shape)
     last_two = var.shape.dims[-2:]
     slot_of = {
         dim: mtf.get_variable(
@@ -54,9 +62,8 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
     row_slot, col_slot = slot_of[last_two[1]], slot_of[last_two[0]]
     with tf.variable_scope(f"{var.name}/adafactor"):
       grad = mtf.to_float(grad)
-      row_sum, col_sum = _AddUp(
-          row_and_column_sums, [grad], row_slot.shape, col_slot.shape
-      ).outputs
+      row_sum, col_sum = add_up(
+          row_and_column_sums, [grad], [row_slot.shape, col_slot.shape])
       new_row = self._averaged(row_slot, row_sum / last_two[1].size)
       new_col = self._averaged(col_slot, col_sum / last_two[0].size)
       row_factor = mtf.reduce_mean(new_row, reduced_dim=last_two[0]) / new_row
@@ -67,82 +74,41 @@ class FewPassAdafactor(optimize.AdafactorOptimizer):
               mtf.assign_sub(var, update)]
 
   def _averaged(self, slot: mtf.Variable, mean: mtf.Tensor) -> mtf.Tensor:
-    """The new value of an accumulator of squared gradients."""
+    """Returns the new value of an accumulator of squared gradients."""
     return slot * self._decay_rate + (
         mean + self._epsilon1) * (1.0 - self._decay_rate)
 
   def _scale(self, var: mtf.Variable) -> mtf.Tensor | tf.Tensor:
-    """The learning rate, times the variable's own scale."""
+    """Returns the learning rate times the variable's own scale."""
     if not self._multiply_by_parameter_scale or any(
         name in var.name for name in self._exclude_from_parameter_scale):
       return self._learning_rate
-    total, = _AddUp(lambda x: 2.0 * tf.nn.l2_loss(x),
-                    [mtf.to_float(var.value)], mtf.Shape([])).outputs
+    total, = add_up(lambda x: 2.0 * tf.nn.l2_loss(x),
+                    [mtf.to_float(var.value)], [mtf.Shape([])])
     mean = total / var.shape.size
     return mtf.maximum(mtf.sqrt(mean), self._epsilon2) * self._learning_rate
 
   def _clipping(
       self, grad: mtf.Tensor, row_factor: mtf.Tensor, col_factor: mtf.Tensor
   ) -> mtf.Tensor | float:
-    """What the update is divided by, from the squares of its factors."""
+    """Returns the divisor of the update, from the squares of its factors."""
     if self._clipping_threshold is None:
       return 1.0
-    total, = _AddUp(
+    total, = add_up(
         weighted_sum_of_squares, [grad, row_factor, col_factor],
-        mtf.Shape([])).outputs
+        [mtf.Shape([])])
     mean = total / grad.shape.size
     return mtf.maximum(1.0, mtf.sqrt(mean) / self._clipping_threshold)
 
 
-class _AddUp(mtf.Operation):
-  """Each processor sums over what it has, then the sums are added up.
-
-  `mtf.slicewise` adds nothing up, and `mtf.einsum` passes more over memory.
-  """
-
-  def __init__(
-      self, fn: Callable[..., tf.Tensor | tuple[tf.Tensor, ...]],
-      xs: list[mtf.Tensor], *output_shapes: mtf.Shape,
-  ):
-    """Sums over the dimensions of xs[0] that an output lacks.
-
-    Args:
-      fn: what a processor does with its slices of `xs`.
-      xs: tensors.
-      *output_shapes: of what fn returns.
-    """
-    super().__init__(xs, name="add_up")
-    self._fn = fn
-    self._outputs = [
-        mtf.Tensor(self, shape, xs[0].dtype, index=i)
-        for i, shape in enumerate(output_shapes)]
-
-  def lower(self, lowering: mtf.Lowering) -> None:
-    """See the base class."""
-    mesh_impl = lowering.mesh_impl(self)
-    shape = self.inputs[0].shape
-    axes = mesh_impl.tensor_layout(shape).tensor_axis_to_mesh_axis
-    ys = mesh_impl.slicewise(
-        lambda *slices: tuple(tf.nest.flatten(self._fn(*slices))),
-        *(lowering.tensors[x] for x in self.inputs))
-    for y, output in zip(ys, self.outputs, strict=True):
-      split = [axis for dim, axis in zip(shape.dims, axes, strict=True)
-               if axis is not None and dim not in output.shape.dims]
-      if split:
-        lowering.add_counter(f"allreduce/{split}/add_up",
-                             mesh_impl.laid_out_size(output.shape))
-        y = mesh_impl.allreduce(y, split, "SUM")
-      lowering.set_tensor_lowering(output, y)
-
-
-def row_and_column_sums(x_EMF: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Sums of the squares of each row and of each column of matrices.
+def row_and_column_sums(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Sums the squares of each row and of each column of matrices.
 
   Args:
-    x_EMF: [..., rows, columns].
+    x: [..., rows, columns].
 
   Returns:
-    [..., rows] and [..., columns].
+    The sums, [..., rows] and [..., columns].
   """
   def sums(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     squares = tf.square(x)
@@ -151,27 +117,27 @@ def row_and_column_sums(x_EMF: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return (tf.reduce_sum(squares, axis=-1),
             tf.squeeze(tf.matmul(ones, squares), axis=-2))
 
-  rows, columns = zip(*_for_each_part(sums, x_EMF), strict=True)
+  rows, columns = zip(*_for_each_part(sums, x), strict=True)
   return _concat(rows), _concat(columns)
 
 
 def weighted_sum_of_squares(
-    x_EMF: tf.Tensor, row_EM: tf.Tensor, column_EF: tf.Tensor) -> tf.Tensor:
-  """The sum of all squares times the weights of their rows and columns.
+    x: tf.Tensor, row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
+  """Sums all squares times the weights of their rows and columns.
 
   Args:
-    x_EMF: [..., rows, columns].
-    row_EM: [..., rows].
-    column_EF: [..., columns].
+    x: [..., rows, columns].
+    row: [..., rows].
+    column: [..., columns].
 
   Returns:
-    A scalar.
+    [] - the sum.
   """
   def total(x: tf.Tensor, row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
     along = tf.matmul(tf.square(x), column[..., None])
     return tf.reduce_sum(along * row[..., None])
 
-  return tf.add_n(_for_each_part(total, x_EMF, row_EM, column_EF))
+  return tf.add_n(_for_each_part(total, x, row, column))
 
 
 def _for_each_part(fn: Callable, x: tf.Tensor, *others: tf.Tensor) -> list:
@@ -179,8 +145,8 @@ def _for_each_part(fn: Callable, x: tf.Tensor, *others: tf.Tensor) -> list:
 
   Args:
     fn: takes as many tensors as are given, returns one or several.
-    x: [E, M, F] and larger than `CACHED`, in at most `MOST_PARTS`; anything
-      else is one part.
+    x: [experts, rows, columns] and larger than `CACHED`, split into at most
+      `MOST_PARTS`; anything else is one part.
     *others: with the same first axis.
 
   Returns:
@@ -201,4 +167,5 @@ def _for_each_part(fn: Callable, x: tf.Tensor, *others: tf.Tensor) -> list:
 
 
 def _concat(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+  """Joins parts along their first axis."""
   return tf.concat(parts, axis=0) if len(parts) > 1 else parts[0]

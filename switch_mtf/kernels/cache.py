@@ -1,4 +1,8 @@
-"""The cache of decoding: one position is written in place, in reading order."""
+"""The cache of decoding: a step writes one position, in place.
+
+Upstream computes the whole cache anew for each token, and keeps it in an order
+in which each token transposes it.
+"""
 
 import math
 
@@ -7,43 +11,44 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer, transformer_layers
 
 from switch_mtf.kernels.attention import arrange
-from switch_mtf.mesh import mesh_axis, on_tpu
-
-upstream_self_attention = transformer_layers.SelfAttention.call
-upstream_enc_dec_attention = transformer_layers.EncDecAttention.call
+from switch_mtf.kernels.choice import else_upstream, replaces_upstream
+from switch_mtf.mesh import mesh_axis
 
 
+def _can_write(layer, context, x, **unused) -> bool:
+  """Returns whether `self_attention` can compute a call."""
+  axis, _ = mesh_axis(layer.memory_length(context), context.model.layout,
+                      context.model.mesh_shape)
+  return (replaces_upstream(x.mesh) and axis is None
+          and not layer.hyperprompt_length_encoder
+          and not layer.hyperprompt_length_decoder
+          and context.mode in ("first_part", "incremental"))
+
+
+@else_upstream(transformer_layers.SelfAttention.call, _can_write)
 def self_attention(
     layer: transformer_layers.SelfAttention, context: transformer.Context,
     x: mtf.Tensor, losses: list[mtf.Tensor] | None = None,
 ) -> mtf.Tensor:
-  """Stands for `SelfAttention.call`: decoding writes one position of the cache.
+  """Replaces `SelfAttention.call`: a step writes one position of the cache.
 
-  Upstream computes all of the cache anew for each token, and has it in an order
-  in which each token transposes it. Everything but that is upstream's, and so
-  is all of it on TPU, with hyper-prompts and where the cache is split by
-  position.
+  Everything else is upstream's. All of it is on TPU, with hyper-prompts, and
+  where a mesh axis splits the positions of the cache.
 
   Args:
-    layer: the layer.
-    context: of the stack.
+    layer: the attention layer.
+    context: context of the stack.
     x: [batch dims, length?, d_model].
     losses: see upstream.
 
   Returns:
-    The shape of `x`.
+    The output of the layer, shape of `x`.
   """
   memory_dim = layer.memory_length(context)
-  axis, _ = mesh_axis(
-      memory_dim, context.model.layout, context.model.mesh_shape)
-  if (on_tpu(x.mesh) or axis is not None or layer.hyperprompt_length_encoder
-      or layer.hyperprompt_length_decoder or context.mode not in (
-          "first_part", "incremental")):
-    return upstream_self_attention(layer, context, x, losses)
   if context.mode == "first_part":
     known = len(context.new_states)
-    y = upstream_self_attention(layer, context, x, losses)
-    # What comes from there on is to be written: `_write` wants zeros.
+    y = self_attention.upstream(layer, context, x, losses)
+    # `_write` adds to zeros: the positions after the prompt must be empty.
     given = mtf.less(mtf.range(context.mesh, memory_dim, tf.int32),
                      context.initial_position)
     context.new_states[known:] = [
@@ -71,25 +76,30 @@ def self_attention(
   return layer.layer_output_from_attention_output(context, y, losses)
 
 
+def _can_arrange(context, x, **unused) -> bool:
+  """Returns whether `enc_dec_attention` can arrange the memory of a call."""
+  return replaces_upstream(x.mesh) and context.mode == "first_part"
+
+
+@else_upstream(transformer_layers.EncDecAttention.call, _can_arrange)
 def enc_dec_attention(
     layer: transformer_layers.EncDecAttention, context: transformer.Context,
     x: mtf.Tensor, losses: list[mtf.Tensor] | None = None,
 ) -> mtf.Tensor:
-  """Stands for `EncDecAttention.call`: keeps keys and values as decoding reads.
+  """Replaces `EncDecAttention.call`: stores keys and values in decode layout.
 
-  What it takes and returns is what `self_attention` does.
+  Args and result are those of `self_attention`.
   """
-  y = upstream_enc_dec_attention(layer, context, x, losses)
-  if context.mode == "first_part" and not on_tpu(x.mesh):
-    *kept, memory_dim = context.constant_states[-1]
-    context.constant_states[-1] = (
-        *(_decode_layout(one, memory_dim) for one in kept), memory_dim)
+  y = enc_dec_attention.upstream(layer, context, x, losses)
+  *kept, memory_dim = context.constant_states[-1]
+  context.constant_states[-1] = (
+      *(_decode_layout(one, memory_dim) for one in kept), memory_dim)
   return y
 
 
 def _decode_layout(
     x: mtf.Tensor, memory_dim: mtf.Dimension) -> mtf.Tensor:
-  """Puts the memory next to d_kv: [..., heads?, memory_length, d_kv]."""
+  """Transposes to the layout that decoding reads: memory_length before d_kv."""
   others = [d for d in x.shape.dims if d != memory_dim]
   return mtf.transpose(x, mtf.Shape([*others[:-1], memory_dim, others[-1]]))
 
@@ -98,9 +108,9 @@ def _write(
     memory: mtf.Tensor, new: mtf.Tensor, position: mtf.Tensor,
     memory_dim: mtf.Dimension,
 ) -> mtf.Tensor:
-  """The memory with a new entry at a position, of each sequence its own.
+  """Writes a new entry into each sequence's memory, at its own position.
 
-  Nothing has been written there, or past it.
+  The memory must be zero at that position and after it.
   """
   dims = memory.shape.dims
   at = dims.index(memory_dim)
@@ -121,25 +131,25 @@ def _write(
 
 
 def write_cache(
-    memory_NLR: tf.Tensor, new_NR: tf.Tensor, position_N: tf.Tensor
+    memory: tf.Tensor, new: tf.Tensor, position: tf.Tensor
 ) -> tf.Tensor:
-  """Writes one entry into each memory, in place where nobody else reads it.
+  """Writes one entry into each memory, in place if nothing else reads it.
 
-  TensorFlow's scatter that updates always copies all of the memory; the one
+  TensorFlow's scatter that updates always copies the whole memory; the scatter
   that adds does not.
 
   Args:
-    memory_NLR: [memories, memory_length, entry], of which the entries to be
-      written are zero.
-    new_NR: [memories, entry].
-    position_N: int32 [memories], not negative; past the end nothing is written.
+    memory: [memories, memory_length, entry]; zero where entries are written.
+    new: [memories, entry] - the entries.
+    position: int32 [memories] - where to write, not negative; an entry past the
+      end is not written.
 
   Returns:
-    The new memories, of the same shape.
+    The new memories, same shape.
   """
-  count, length, _ = memory_NLR.shape.as_list()
+  count, length, _ = memory.shape.as_list()
   at = tf.stack(
-      [tf.range(count), tf.minimum(position_N, length - 1)], axis=-1)
-  inside = tf.cast(position_N < length, new_NR.dtype)[:, None]
+      [tf.range(count), tf.minimum(position, length - 1)], axis=-1)
+  inside = tf.cast(position < length, new.dtype)[:, None]
   return tf.raw_ops.ScatterNdNonAliasingAdd(
-      input=memory_NLR, indices=at, updates=new_NR * inside)
+      input=memory, indices=at, updates=new * inside)

@@ -1,6 +1,6 @@
 """Token embedding and cross-entropy by index, where one-hot would be slower.
 
-On TPU, and where the vocabulary is split over processors, both are upstream's.
+Upstream's run on TPU, and where the vocabulary is split over processors.
 """
 
 import gin
@@ -8,17 +8,34 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
-from switch_mtf.mesh import mesh_axis, on_tpu, split_dims
+from switch_mtf.kernels.choice import else_upstream, replaces_upstream
+from switch_mtf.mesh import add_up, mesh_axis
+
+
+def _by_index(
+    mesh: mtf.Mesh, vocab_dim: mtf.Dimension, context: transformer.Context
+) -> bool:
+  """Returns whether a processor has the whole vocabulary, and can gather."""
+  axis, _ = mesh_axis(
+      vocab_dim, context.model.layout, context.model.mesh_shape)
+  return replaces_upstream(mesh) and axis is None
+
+
+def _can_gather(self, ids, context) -> bool:
+  """Returns whether `GatherEmbedding.ids_to_embedding` can compute a call."""
+  return _by_index(ids.mesh, self._vocab_dim, context) and (
+      self._embedding_weights.shape.dims == [self._vocab_dim, self._output_dim])
 
 
 @gin.configurable
 class GatherEmbedding(transformer.VocabEmbedding):
-  """Upstream's embedding, but that rows are gathered.
+  """Upstream's embedding, with gathered rows instead of a matmul.
 
-  The same variable, and the same numbers: an id that is not in the vocabulary
-  has an embedding of zeros.
+  Same variable and same numbers: an id outside the vocabulary has an embedding
+  of zeros.
   """
 
+  @else_upstream(transformer.VocabEmbedding.ids_to_embedding, _can_gather)
   def ids_to_embedding(
       self, ids: mtf.Tensor, context: transformer.Context
   ) -> mtf.Tensor:
@@ -26,40 +43,27 @@ class GatherEmbedding(transformer.VocabEmbedding):
 
     Args:
       ids: int32 [batch dims, length?].
-      context: of the stack; its model knows the layout.
+      context: context of the stack; its model has the layout.
 
     Returns:
-      [batch dims, length?, d_model].
+      [batch dims, length?, d_model] - the embeddings.
     """
-    table = self._embedding_weights
-    if not _by_index(ids.mesh, self._vocab_dim, context) or (
-        table.shape.dims != [self._vocab_dim, self._output_dim]):
-      return super().ids_to_embedding(ids, context)
-    y = _gather(table, ids, split_dims(
-        ids.shape, context.model.layout, context.model.mesh_shape))
+    y = _gather(self._embedding_weights, ids)
     if self._scale_variable_like_classifier_weights:
       y *= self._output_dim.size ** 0.5
     return y
 
 
-def _gather(
-    table: mtf.Tensor, ids: mtf.Tensor, parts: list[mtf.Dimension]
-) -> mtf.Tensor:
-  """Rows of a table; `parts` are the dimensions over which ids are split."""
+def _gather(table: mtf.Tensor, ids: mtf.Tensor) -> mtf.Tensor:
+  """Returns the rows of a table [vocab, d_model] with given ids."""
   vocab_dim, model_dim = table.shape.dims
 
-  def grad(op: mtf.Operation, dy: mtf.Tensor):
-    # Its dimensions may come in another order.
+  def grad(op: mtf.Operation, dy: mtf.Tensor) -> list[mtf.Tensor | None]:
+    # The dimensions of dy may come in another order.
     dy = mtf.broadcast(dy, op.outputs[0].shape)
-    # Each processor sums the gradients of its ids, then they are added up.
-    sums = mtf.slicewise(
-        lambda dy, ids: tf.reshape(
-            gather_rows_grad(dy, ids, vocab_dim.size),
-            [*[1] * len(parts), vocab_dim.size, -1]),
-        [dy, ids], output_shape=mtf.Shape([*parts, vocab_dim, model_dim]),
-        splittable_dims=[*ids.shape.dims, model_dim], grad_function=0,
-        name="sum_rows")
-    return [mtf.reduce_sum(sums, output_shape=table.shape), None]
+    return [*add_up(
+        lambda dy, ids: gather_rows_grad(dy, ids, vocab_dim.size), [dy, ids],
+        [table.shape], name="sum_rows"), None]
 
   return mtf.slicewise(
       gather_rows, [table, ids], splittable_dims=[*ids.shape.dims, model_dim],
@@ -72,17 +76,18 @@ def cross_entropy_from_ids(
     model: transformer.Unitransformer, context: transformer.Context,
     logits: mtf.Tensor, targets: mtf.Tensor, output_vocab_dim: mtf.Dimension,
 ) -> mtf.Tensor:
-  """`Unitransformer.loss_fn`: upstream's loss without one-hot targets.
+  """Computes upstream's loss without one-hot targets: a `loss_fn` of T5.
 
   Args:
-    model: of the targets.
-    context: of its stack.
+    model: model of the targets.
+    context: context of its stack.
     logits: [batch dims, length, vocab].
-    targets: int32 [batch dims, length]; no loss where it is not positive.
-    output_vocab_dim: vocab.
+    targets: int32 [batch dims, length]; only positive ids have a loss.
+    output_vocab_dim: dimension vocab.
 
   Returns:
-    [] - the sum of cross-entropies and z-losses over the loss denominator.
+    [] - the sum of cross-entropies and z-losses, in nats, divided by the loss
+      denominator.
   """
   ids = mtf.maximum(targets, 0)
   z_loss = model.z_loss if context.train else 0.0
@@ -109,24 +114,15 @@ def cross_entropy_from_ids(
       targets, context.num_microbatches)
 
 
-def _by_index(
-    mesh: mtf.Mesh, vocab_dim: mtf.Dimension, context: transformer.Context
-) -> bool:
-  """Whether a processor has all of the vocabulary, and can gather."""
-  axis, _ = mesh_axis(
-      vocab_dim, context.model.layout, context.model.mesh_shape)
-  return not on_tpu(mesh) and axis is None
-
-
 def gather_rows(table_VM: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-  """Rows of a table; zeros for an id that is none.
+  """Returns rows of a table, zeros for an id outside it.
 
   Args:
     table_VM: [vocab, d_model].
-    ids: int32, of any shape.
+    ids: int32 [...] - numbers of rows.
 
   Returns:
-    [..., d_model].
+    [..., d_model] - the rows.
   """
   size = table_VM.shape.as_list()[0]
   valid = tf.logical_and(ids >= 0, ids < size)
@@ -135,15 +131,15 @@ def gather_rows(table_VM: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
 
 
 def gather_rows_grad(y: tf.Tensor, ids: tf.Tensor, size: int) -> tf.Tensor:
-  """The gradient of `gather_rows` by the table.
+  """Computes the gradient of `gather_rows` by the table.
 
   Args:
-    y: [..., d_model].
-    ids: int32, of the same shape without d_model.
-    size: of the vocabulary.
+    y: [..., d_model] - gradients of the rows.
+    ids: int32 [...] - numbers of the rows.
+    size: number of rows of the table.
 
   Returns:
-    [vocab, d_model] - the sum over all places with that id.
+    [vocab, d_model] - for each row the sum of its gradients.
   """
   return tf.math.unsorted_segment_sum(
       y, tf.where(ids < size, ids, tf.fill(tf.shape(ids), -1)), size)
@@ -151,15 +147,15 @@ def gather_rows_grad(y: tf.Tensor, ids: tf.Tensor, size: int) -> tf.Tensor:
 
 def cross_entropy(
     logits: tf.Tensor, ids: tf.Tensor, z_loss: float) -> tf.Tensor:
-  """-log softmax at an id, plus z_loss times the square of the log normaliser.
+  """Computes -log softmax at an id, plus the z-loss.
 
   Args:
     logits: float32 [..., vocab].
-    ids: int32 [...]; one outside of the vocabulary is an error of TensorFlow's.
-    z_loss: coefficient.
+    ids: int32 [...]; TensorFlow raises an error for one outside the vocabulary.
+    z_loss: coefficient of the square of the log normaliser.
 
   Returns:
-    float32 [...].
+    float32 [...] - the losses, in nats.
   """
   vocab = logits.shape.as_list()[-1]
 

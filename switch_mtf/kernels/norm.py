@@ -1,85 +1,75 @@
 """T5's layer norm in fewer passes over memory and fewer operations."""
 
+import functools
+
 import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import transformer
 
-from switch_mtf.mesh import mesh_axis, on_tpu, split_dims
+from switch_mtf.kernels.choice import else_upstream, replaces_upstream
+from switch_mtf.mesh import add_up, mesh_axis
 
 EPSILON = 1e-6  # added to the mean square, as T5's checkpoints have it
 
 
+def _can(x, context, **unused) -> bool:
+  """Returns whether a processor has all features of its tokens."""
+  model = context.model
+  axis, _ = mesh_axis(model.model_dim, model.layout, model.mesh_shape)
+  return (replaces_upstream(x.mesh) and not model.ensemble_dims
+          and axis is None and x.shape.dims[-1] == model.model_dim)
+
+
 @gin.configurable
+@else_upstream(
+    functools.partial(transformer.sublayer_rms_norm, epsilon=EPSILON), _can)
 def rms_norm(
     x: mtf.Tensor, layer_stack: transformer.LayerStack,
     context: transformer.Context,
 ) -> mtf.Tensor:
-  """`transformer.sublayer_rms_norm`: same variable, same numbers.
+  """Computes `transformer.sublayer_rms_norm`: same variable, same numbers.
 
-  It keeps only its input for the backward pass. On TPU, in an ensemble and
-  where d_model is split it is upstream's.
+  Keeps only its input for the backward pass. Upstream's function runs on TPU,
+  in an ensemble and where d_model is split.
 
   Args:
     x: [batch dims, length?, d_model].
-    layer_stack: of the layer.
-    context: of the stack.
+    layer_stack: stack of the layer.
+    context: context of the stack.
 
   Returns:
-    The shape of `x`.
+    The normalised `x`, same shape.
   """
-  model_dim = context.model.model_dim
-  layout, mesh_shape = context.model.layout, context.model.mesh_shape
-  axis, _ = mesh_axis(model_dim, layout, mesh_shape)
-  if on_tpu(x.mesh) or context.model.ensemble_dims or axis is not None or (
-      x.shape.dims[-1] != model_dim):
-    return transformer.sublayer_rms_norm(
-        x, layer_stack, context, epsilon=EPSILON)
+  del layer_stack
   with tf.variable_scope("rms_norm"):
     scale = mtf.get_variable(
-        context.mesh, "scale", [model_dim],
+        context.mesh, "scale", [context.model.model_dim],
         initializer=tf.ones_initializer(), dtype=context.variable_dtype)
-  return _normalize(x, scale, split_dims(x.shape, layout, mesh_shape))
 
-
-def _normalize(
-    x: mtf.Tensor, scale: mtf.Tensor, parts: list[mtf.Dimension]
-) -> mtf.Tensor:
-  """The norm; `parts` are the dimensions over which tokens are split."""
-  token_dims = x.shape.dims[:-1]
-
-  def grad(op: mtf.Operation, dy: mtf.Tensor):
-    # Its dimensions may come in another order.
+  def grad(op: mtf.Operation, dy: mtf.Tensor) -> list[mtf.Tensor]:
+    # The dimensions of dy may come in another order.
     dy = mtf.broadcast(dy, op.outputs[0].shape)
-
-    def gradients(*slices: tf.Tensor):
-      dx, dscale = unit_rms_grad(*slices, EPSILON)
-      return dx, tf.reshape(dscale, [*[1] * len(parts), -1])
-
-    # Each processor sums over its tokens, then the sums are added up.
-    dx, dscales = mtf.slicewise(
-        gradients, [dy, x, scale],
-        output_shape=[x.shape, mtf.Shape([*parts, *scale.shape.dims])],
-        output_dtype=[x.dtype, scale.dtype], splittable_dims=token_dims,
-        grad_function=0, name="rms_norm_gradients")
-    return [dx, mtf.reduce_sum(dscales, output_shape=scale.shape)]
+    return add_up(
+        lambda *slices: unit_rms_grad(*slices, EPSILON), [dy, x, scale],
+        [x.shape, scale.shape], [x.dtype, scale.dtype], "rms_norm_gradients")
 
   return mtf.slicewise(
       lambda x, scale: unit_rms(x, scale, EPSILON), [x, scale],
-      splittable_dims=token_dims, grad_function=grad, name="rms_norm")
+      splittable_dims=x.shape.dims[:-1], grad_function=grad, name="rms_norm")
 
 
 def unit_rms(
     x_TM: tf.Tensor, scale_M: tf.Tensor, epsilon: float) -> tf.Tensor:
-  """Divides by the root of the mean square, times a scale.
+  """Divides each row by the root of its mean square, times a scale.
 
   Args:
-    x_TM: [..., d_model].
+    x_TM: [..., d_model] - a row for each token.
     scale_M: [d_model].
-    epsilon: added to the mean.
+    epsilon: added to the mean square.
 
   Returns:
-    [..., d_model].
+    [..., d_model] - the rows.
   """
   return x_TM * _inverse_rms(x_TM, epsilon) * scale_M
 
@@ -87,22 +77,22 @@ def unit_rms(
 def unit_rms_grad(
     dy_TM: tf.Tensor, x_TM: tf.Tensor, scale_M: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """The gradients of `unit_rms` from its inputs, which are at hand anyhow.
+  """Computes the gradients of `unit_rms` from its inputs alone.
 
   Args:
-    dy_TM: [..., d_model].
-    x_TM: [..., d_model].
-    scale_M: [d_model].
+    dy_TM: [..., d_model] - gradients of the rows.
+    x_TM: [..., d_model] - inputs of `unit_rms`.
+    scale_M: [d_model] - inputs of `unit_rms`.
     epsilon: as in `unit_rms`.
 
   Returns:
-    Those by x [..., d_model] and by the scale [d_model].
+    The gradients by x, [..., d_model], and by the scale, [d_model].
   """
   size = scale_M.shape.as_list()[0]
   dy, x = (tf.reshape(y, [-1, size]) for y in (dy_TM, x_TM))
   inverse = _inverse_rms(x, epsilon)
   products = dy * x
-  # Both sums as matrices times a vector: read once, nothing written.
+  # Both sums are matrices times a vector, which writes no product to memory.
   dscale = tf.matmul(inverse, products, transpose_a=True)
   along = tf.matmul(products, scale_M[:, None])
   dx = (dy * scale_M - x * (along * tf.square(inverse) / size)) * inverse

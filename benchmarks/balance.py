@@ -1,7 +1,7 @@
-"""The same work for everybody: token i of a call goes to expert i mod experts.
+"""Balanced routing: token i of a group goes to expert i mod experts.
 
-Left to themselves, routers at their random start send most tokens to a few
-experts, and code that skips idle experts would win by doing less.
+Randomly initialised routers send most tokens to a few experts, so code that
+skips idle experts would win by doing less work.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from switch_mtf.layers.routing import SwitchRouter
 
 
 def _experts_of(group_dim: mtf.Dimension, experts_dim: mtf.Dimension, mesh):
-  """int32 [group] - the expert of each token."""
+  """Returns int32 [group] - the expert of each token."""
   return mtf.mod(mtf.range(mesh, group_dim, tf.int32), experts_dim.size)
 
 
 @gin.configurable
 class BalancedRouter(SwitchRouter):
-  """The paper's router, but for which expert a token prefers."""
+  """The paper's router with the preferred expert fixed by position."""
 
   def assign(
       self, probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train):
-    """See the base class."""
+    """See the base class; `preference_OGSE` is ignored."""
     expert_S = _experts_of(
         dims.group_size_dim, dims.experts_unsplit_dim, probs_OGSE.mesh)
     preference_SE = mtf.one_hot(expert_S, dims.experts_unsplit_dim)
@@ -35,7 +35,7 @@ class BalancedRouter(SwitchRouter):
 
 @contextlib.contextmanager
 def balanced_upstream():
-  """Within it, upstream's `mtf.top_1` spreads a group over the experts."""
+  """Makes upstream's `mtf.top_1` spread a group over the experts."""
   upstream = mtf.top_1
 
   def top_1(x, reduced_dim, name=None):

@@ -1,20 +1,23 @@
-"""The paper's claims about distillation and fine-tuning, at small scale.
+"""Checks the paper's claims on distillation and fine-tuning at small scale.
 
   python -m benchmarks.claims [--runs=runs/small_scale]
 
-Reads the comparisons of `gin/experiments/small_scale/`, as far as they are
-there, and writes
+Reads the finished runs of the comparisons in `gin/experiments/small_scale/` and
+writes
 
-  results/distill/, results/finetune/   one JSON a run, with its seed and curve
+  results/distill/, results/finetune/   one JSON per run, with its seed and
+                                        curve
 
-From these, with those of earlier runs, it makes
+From these files, including those of earlier runs, it makes
 
-  in the same folders                   tables and pictures beside the paper's
+  in the same folders                   tables and plots, with the paper's
+                                        figures
   results/claims.json, .md              each claim: the paper's figures, ours
 
-A claim holds if it does with a probability of 95 % for runs like these: by
-Student's distribution for differences between runs of one seed. If the opposite
-does, it does not hold; else it cannot be told at this scale.
+A claim is about a mean over seeds, mostly of differences between runs with the
+same seed. It holds if the mean is in the claimed range with a probability of
+95 %, by Student's distribution. If the mean is outside with that probability,
+the claim does not hold; otherwise this scale cannot tell.
 """
 
 import argparse
@@ -39,7 +42,8 @@ from switch_mtf.comparison import report  # noqa: E402
 # One-sided 95 % of Student's distribution, by degrees of freedom.
 STUDENT_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132}
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told at this scale"
-# Tables 6 and 7: neg. log perplexity; teachers of four times our experts.
+# Tables 6 and 7: neg. log perplexity. Keys have our number of experts; the
+# paper's teachers have four times as many.
 PAPER = {
     "dense": -1.636, "switch_e16": -1.444, "distilled": -1.631,
     "distilled_init": -1.598, "distilled_init_mix": -1.580, "init": -1.639,
@@ -49,30 +53,31 @@ PAPER = {
 GLUE = {
     "dense_d01": 82.9, "switch_d01": 84.7, "switch_d02": 84.4,
     "switch_d03": 83.9, "switch_d01_ed04": 85.2}
-# Table 5: closed-book TriviaQA, tuned with one dropout only.
+# Table 5: closed-book TriviaQA, each model tuned with one dropout only.
 TRIVIA = {"dense_d01": 24.5, "switch_d01_ed04": 30.7}
 TEACHER_OF = {"distilled": "switch_e16", "distilled_init": "switch_e16",
               "distilled_init_mix": "switch_e16", "init": "switch_e16",
               "from_e4": "switch_e4", "from_e64": "switch_e64"}
 
-# What the runs of a comparison have in common.
+# Gin macros that must agree between the runs of a comparison.
 ALIKE = ("MIXTURE_NAME", "train_steps", "batch_size", "sequence_length")
 
-# Model -> a figure for each seed.
+# Model -> one figure per seed.
 Figures = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """Something that the paper says.
+  """A claim of the paper.
 
   Attributes:
-    text: in words.
+    text: the claim in words.
     where: table of the paper.
-    paper: its figures, in words.
-    figure: one for each seed; KeyError if a model is missing.
-    low: what the mean is to be above.
-    high: what it is to be below.
+    paper: the paper's figures, in words.
+    figure: function that returns one figure per seed; raises KeyError if a
+      model is missing.
+    low: the claim says that the mean is above this bound.
+    high: the claim says that the mean is below this bound.
   """
 
   text: str
@@ -84,18 +89,21 @@ class Claim:
 
 
 def gain(model: str, over: str) -> Callable[[Figures], np.ndarray]:
-  """How much better a model is than another."""
+  """Returns a function that subtracts one model's figures from another's."""
   return lambda figures: figures[model] - figures[over]
 
 
 def share(figures: Figures, student: str) -> np.ndarray:
-  """What a student keeps of its teacher's gain; nan where there is none."""
+  """Returns the part of its teacher's gain over dense that a student keeps.
+
+  The part is nan where the teacher has no gain.
+  """
   return _part(figures[student] - figures["dense"],
                figures[TEACHER_OF[student]] - figures["dense"])
 
 
 def _part(gained: np.ndarray, possible: np.ndarray) -> np.ndarray:
-  """A gain as a part of another; nan where that one is none."""
+  """Returns `gained / possible`; nan where `possible` is not positive."""
   return np.where(
       possible > 0, gained / np.where(possible > 0, possible, 1), np.nan)
 
@@ -135,7 +143,7 @@ FINE_TUNING = (
           gain("distilled", "dense_d01")),
 )
 
-# Comparison -> where in results/, what is claimed of it, the paper's figures.
+# Comparison -> folder in results/, claims about it, the paper's figures.
 COMPARISONS = {
     "distillation": ("distill", DISTILLATION, PAPER),
     "acceptability": ("finetune/acceptability", FINE_TUNING, GLUE),
@@ -144,15 +152,20 @@ COMPARISONS = {
 
 
 def margin(values: np.ndarray) -> float:
-  """Half of the interval that has the mean with 90 %, either side with 95 %."""
+  """Returns half the width of the 90 % confidence interval of the mean.
+
+  Each of its two bounds holds with 95 %.
+  """
   return (STUDENT_95[len(values) - 1] * float(np.std(values, ddof=1))
           / math.sqrt(len(values)))
 
 
 def judge(values: np.ndarray, low: float = 0.0, high: float = math.inf) -> str:
-  """Whether the mean of what the values are drawn from is between two others.
+  """Judges whether the mean of the values' distribution is between two bounds.
 
-  One value says nothing, nor do values of which one cannot be computed.
+  Returns:
+    HOLDS, FAILS or OPEN. A single value, or one that is not finite, leaves the
+      question OPEN.
   """
   if len(values) < 2 or not np.isfinite(values).all():
     return OPEN
@@ -165,7 +178,7 @@ def judge(values: np.ndarray, low: float = 0.0, high: float = math.inf) -> str:
 def judged(
     claims: Sequence[Claim], figures: Figures, comparison: str
 ) -> Iterator[dict[str, Any]]:
-  """Entries of claims.json, of those whose models were all run."""
+  """Yields the entries of claims.json for claims whose models were all run."""
   for claim in claims:
     try:
       values = claim.figure(figures)
@@ -181,7 +194,7 @@ def judged(
 
 
 def read(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
-  """The finished runs of a comparison: (model, seed) -> what they left."""
+  """Reads a comparison's finished runs: (model, seed) -> `report.read_run`."""
   found = {}
   for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
     model, _, seed = name.rpartition("_seed")
@@ -193,7 +206,7 @@ def read(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
 def as_records(
     runs: Mapping[tuple[str, int], dict[str, Any]],
 ) -> dict[tuple[str, int], dict[str, Any]]:
-  """What is kept of each run."""
+  """Returns (model, seed) -> the part of each run that its JSON keeps."""
   measure = report.measure_of(runs.values())
   return {(model, seed): {
       "model": model, "seed": seed, "measure": measure,
@@ -206,7 +219,7 @@ def as_records(
 
 def write_records(
     records: Mapping[tuple[str, int], dict[str, Any]], folder: str) -> None:
-  """Writes one JSON a run."""
+  """Writes one JSON per run."""
   os.makedirs(folder, exist_ok=True)
   for (model, seed), record in records.items():
     with open(os.path.join(folder, f"{model}_seed{seed}.json"), "w") as f:
@@ -215,7 +228,7 @@ def write_records(
 
 
 def recorded(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
-  """(model, seed) -> the JSON of a run."""
+  """Reads the JSON files of a folder: (model, seed) -> record of the run."""
   found = {}
   for path in sorted(glob.glob(os.path.join(folder, "*_seed*.json"))):
     with open(path) as f:
@@ -226,10 +239,10 @@ def recorded(folder: str) -> dict[tuple[str, int], dict[str, Any]]:
 
 def check_alike(
     records: Mapping[tuple[str, int], dict[str, Any]], comparison: str) -> None:
-  """Finds runs that cannot be compared: of other data, or of more steps.
+  """Checks that the runs had the same data, batch sizes and number of steps.
 
   Raises:
-    ValueError: if one of `ALIKE` differs.
+    ValueError: if the runs differ in one of `ALIKE`.
   """
   for name in ALIKE:
     found = {}
@@ -241,16 +254,16 @@ def check_alike(
       raise ValueError(
           f"claims: the runs of a comparison must have the same {name}, with "
           + ", ".join(f"{choice} in {run}" for choice, run in found.items())
-          + f". Run gin/experiments/small_scale/{comparison}.gin as it is, or "
-          "delete the JSON files that are of other runs.")
+          + f". Run gin/experiments/small_scale/{comparison}.gin unchanged, or "
+          "delete the JSON files of other runs.")
 
 
 def figures_of(records: Mapping[tuple[str, int], dict[str, Any]],
                order: Sequence[str] = ()) -> Figures:
-  """Model -> quality, of the models that were run with all seeds.
+  """Returns model -> quality by seed, for models that were run with all seeds.
 
   Args:
-    records: of `recorded`.
+    records: records of the runs, as from `recorded`.
     order: models that come first.
   """
   seeds = sorted({seed for _, seed in records})
@@ -263,7 +276,7 @@ def figures_of(records: Mapping[tuple[str, int], dict[str, Any]],
 
 
 def table(figures: Figures, paper: Mapping[str, float]) -> str:
-  """A row a model: mean, figures by seed, the paper's figure."""
+  """Returns a Markdown table: per model, our mean, our figures, the paper's."""
   lines = ["| | ours, mean | ours, by seed | paper |", "|---|--:|---|--:|"]
   for model, values in figures.items():
     by_seed = ", ".join(f"{value:.3f}" for value in values)
@@ -273,7 +286,7 @@ def table(figures: Figures, paper: Mapping[str, float]) -> str:
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
-  """A row a claim: the paper's figures, ours ± `margin`, the verdict."""
+  """Returns a Markdown table: per claim, the paper's figures, ours, verdict."""
   lines = ["| claim | paper | on | ours | verdict |", "|---|---|---|---|---|"]
   for claim in claims:
     lines.append(
@@ -283,7 +296,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def in_figures(claim: Mapping[str, Any]) -> str:
-  """What our runs found of a claim, "0.130 ± 0.020"."""
+  """Formats our mean and margin of a claim, as in "0.130 ± 0.020"."""
   if claim["mean"] is None:
     return "no figure"
   digits = 3 if claim["on"] == "distillation" else 2
@@ -294,7 +307,7 @@ def in_figures(claim: Mapping[str, Any]) -> str:
 
 def draw(figures: Figures, paper: Mapping[str, float], title: str, label: str,
          path: str) -> None:
-  """A row a model: its mean, a mark for each seed; at the right the paper's."""
+  """Draws a row per model: our mean and seeds; the paper's figure beside it."""
   figure, (ours, papers) = plt.subplots(
       1, 2, sharey=True, figsize=(10, 0.4 * len(figures) + 1.6))
   for row, (model, values) in enumerate(figures.items()):
@@ -315,14 +328,17 @@ def draw(figures: Figures, paper: Mapping[str, float], title: str, label: str,
 
 
 def write_all(runs_folder: str, results: str) -> list[dict[str, Any]]:
-  """Writes what there is, if anything; returns the claims.
+  """Writes records, tables, plots and claims, as far as there are runs.
 
   Args:
-    runs_folder: with a folder for each comparison.
-    results: where to write.
+    runs_folder: folder with a subfolder per comparison.
+    results: folder to write to.
+
+  Returns:
+    The entries of claims.json.
 
   Raises:
-    ValueError: as `check_alike`, with nothing of that comparison written.
+    ValueError: as `check_alike`, before anything of that comparison is written.
   """
   claims = []
   for name, (folder, about, paper) in COMPARISONS.items():
@@ -351,7 +367,7 @@ def write_all(runs_folder: str, results: str) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-  """Prints a line a claim."""
+  """Writes the results and prints a line per claim; returns the exit code."""
   parser = argparse.ArgumentParser(
       prog="python -m benchmarks.claims", description=__doc__.split("\n")[0])
   parser.add_argument("--runs", default="runs/small_scale",
@@ -364,7 +380,7 @@ def main() -> int:
     return 2
   if not claims:
     print("claims: a comparison must have been run, with "
-          f"runs={arguments.runs}. Begin with gin/experiments/small_scale/"
+          f"runs={arguments.runs}. Start with gin/experiments/small_scale/"
           "distillation.gin, or set --runs.", file=sys.stderr)
     return 2
   for claim in claims:

@@ -1,9 +1,9 @@
-"""How fast 64 tokens are written greedily: ours and Hugging Face's.
+"""Measures the speed of greedy decoding: ours against Hugging Face's.
 
   python -m benchmarks.decode
 
-Both with a cache of keys and values, inputs of 64 tokens, exactly 64 tokens
-written. A ratio is our tokens per second over theirs.
+Both cache keys and values, read 64 tokens and write exactly 64. A ratio is our
+tokens per second over theirs.
 """
 
 import sys
@@ -15,7 +15,7 @@ from benchmarks.spec import Spec
 
 NAME = "decode"
 TOKENS = 64
-# By batch: the least that our speed over Hugging Face's may be.
+# Batch -> smallest ratio of our speed to Hugging Face's that meets the target.
 TARGETS = {1: 2.0, 8: 2.0}
 GROWTH_TARGET = 1.1
 
@@ -24,14 +24,14 @@ def suite(
     batches: Sequence[int], experts: Sequence[int], vocabulary: Sequence[int],
     rivals: Sequence[str], inputs: int = TOKENS, targets: int = TOKENS,
 ) -> harness.Suite:
-  """What is measured and claimed.
+  """Builds the suite: what is measured and claimed.
 
   Args:
-    batches: sequences that are decoded at once.
-    experts: of each sparse layer.
-    vocabulary: sizes of it.
-    rivals: against whom.
-    inputs: tokens of an input.
+    batches: batch sizes to measure.
+    experts: numbers of experts of each sparse layer.
+    vocabulary: vocabulary sizes.
+    rivals: subjects to compare ours with.
+    inputs: tokens per input.
     targets: tokens to write.
 
   Returns:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command.
 
   Args:
-    arguments: of the command line.
+    arguments: command-line arguments.
   """
   parser = harness.parser(
       NAME, experts=(8, 32, 128), vocabulary=(32128,),

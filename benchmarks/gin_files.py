@@ -1,14 +1,15 @@
-"""Every gin file builds its graph; those of CPU size also take two steps.
+"""Builds the graph of every gin file and trains the small ones for two steps.
 
   python -m benchmarks.gin_files [--resume]
 
-A row is something that a user can start: an experiment; a model alone, which
-runs as the paper pre-trains; a layout that no experiment has, under a model
-that it is for. Each is planned at its full size. Files of `gin/runs/` are in
-the experiments, or stand on top of a run (`tests/test_run_t5.py`).
+A row is something that a user can start: an experiment; a model alone, planned
+with the paper's pre-training; or a layout that no experiment uses, with a model
+that suits it. Each row is planned at its full size. Files of `gin/runs/` have
+no rows: experiments include them, or they go on top of a run, which
+`tests/test_run_t5.py` tests.
 
-Writes `results/planning/gin_files.json` and, of it, a table of what the rows
-cost. An hour on two cores, two rows at a time.
+Writes `results/planning/gin_files.json` and, from it, `gin_files.md`, a table
+of what the rows cost. Takes an hour on two cores, two rows at a time.
 """
 
 import argparse
@@ -30,12 +31,13 @@ from benchmarks.record import ROOT, Record
 
 NAME = "gin_files"
 FOLDER = os.path.join(ROOT, "results", "planning")
-# Stands for the teacher that a distillation is given.
+# Stands in for the teacher that the user of a distillation chooses.
 TEACHER = "gin/experiments/small_scale/switch_e16.gin"
 SMALL_RUN = "benchmarks/gin/planned.gin"
 CPU_MODELS = ("tiny", "switch_tiny_e16", "mini", "switch_mini_e16", "small",
               "switch_small_e16")
-# For layouts that no experiment has. Two processes are started by hand.
+# Layouts that no experiment uses -> a model for each. A cluster's processes are
+# started by hand, so its layout is only planned.
 DEMO = "gin/experiments/demo_switch.gin"
 BASE = "gin/models/switch_base_e128.gin"
 MODEL_OF_LAYOUT = {
@@ -57,14 +59,14 @@ KEPT = ("device", "mesh_shape", "cores", "batch_size", "train_steps",
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """Something to start.
+  """A run that a user can start.
 
   Attributes:
-    name: the file that it is about.
-    files: all that are given.
+    name: the gin file that the row checks.
+    files: all gin files of the run.
     small: whether one CPU can train it.
-    device: that it is planned for; None for the planner's choice.
-    params: bindings that it needs.
+    device: device to plan for; None for the planner's choice.
+    params: gin bindings that the run needs.
   """
 
   name: str
@@ -75,19 +77,19 @@ class Row:
 
 
 def experiments() -> list[str]:
-  """The experiments that can be started, relative to the repository."""
+  """Returns the experiments that can be started, relative to the repository."""
   found = (p.relative_to(ROOT).as_posix()
            for p in pathlib.Path(ROOT).glob("gin/experiments/**/*.gin"))
   return sorted(p for p in found if not _is_fragment(p))
 
 
 def _is_fragment(path: str) -> bool:
-  """Returns whether a file is only there for others to include."""
+  """Returns whether a file exists only for others to include."""
   return pathlib.PurePath(path).name.startswith("_")
 
 
 def rows() -> list[Row]:
-  """Everything that is checked."""
+  """Returns all rows to check."""
   from switch_mtf import gin_files
   found = []
   for path in experiments():
@@ -95,7 +97,7 @@ def rows() -> list[Row]:
     params = [f"{name} = 'none'" for name in unset]
     if "distill_from.checkpoint" in unset and "/paper/" not in path:
       params.append(f"distill_from.config = '{TEACHER}'")
-    # What needs another run's checkpoint cannot be trained alone.
+    # A run that needs another run's checkpoint cannot be trained alone.
     found.append(Row(path, (path,), small="/paper/" not in path and not unset,
                      params=tuple(params)))
   for path in sorted(pathlib.Path(ROOT, "gin/models").glob("*.gin")):
@@ -117,8 +119,9 @@ def plan(row: Row) -> dict[str, Any]:
   """Plans a row in this process.
 
   Returns:
-    What it costs, under `KEPT` and some sums; "compares" instead of a need for
-    two steps if it starts other runs; "error" alone if it cannot be planned.
+    The costs in `KEPT` and some totals; "compares" is whether the row only
+      starts other runs, so that it has no steps of its own to train. Only
+      "error" if the row cannot be planned.
   """
   from switch_mtf.comparison.compare import compare
   from switch_mtf.planning.plan import plan as make
@@ -126,7 +129,7 @@ def plan(row: Row) -> dict[str, Any]:
   try:
     made = make(row.files, ["offline.value = True", *row.params],
                 device=row.device)
-  except Exception as error:  # the rows after it are still wanted
+  except Exception as error:  # the remaining rows must still be checked
     return {"error": f"{type(error).__name__}: {error}"}
   figures = made.as_dict()
   return {name: figures[name] for name in KEPT} | {
@@ -139,10 +142,10 @@ def plan(row: Row) -> dict[str, Any]:
 
 
 def two_steps(row: Row) -> dict[str, Any]:
-  """Trains for two steps in a process of its own.
+  """Trains a row for two steps in its own process.
 
   Returns:
-    "losses" of the steps and "seconds", or "error".
+    "losses" of the steps and "seconds"; or "error".
   """
   from switch_mtf.training import metrics
   begun = time.perf_counter()
@@ -156,7 +159,8 @@ def two_steps(row: Row) -> dict[str, Any]:
       return {"error": (done.stdout + done.stderr)[-2000:]}
     losses = [record["loss"] for record in metrics.read(folder, "train")]
   if len(losses) != 2 or not all(map(math.isfinite, losses)):
-    return {"error": f"two finite losses must be recorded, with {losses}"}
+    return {"error": "two finite losses must be recorded, with "
+            f"losses={losses}"}
   return {"losses": losses, "seconds": time.perf_counter() - begun}
 
 
@@ -169,12 +173,12 @@ def check(row: Row) -> dict[str, Any]:
 
 
 def error_of(found: dict[str, Any]) -> str | None:
-  """What went wrong with a row, if something did."""
+  """Returns the error of a row; None if the row is right."""
   return found["plan"].get("error") or found.get("run", {}).get("error")
 
 
 def _start() -> None:
-  """What a process needs before it plans."""
+  """Prepares a process of the pool for planning."""
   logging.getLogger().setLevel(logging.CRITICAL)
   import tasks  # noqa: F401
   from switch_mtf.planning.configuration import start_graph_mode
@@ -182,7 +186,7 @@ def _start() -> None:
 
 
 def _done(todo: Sequence[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
-  """Checks rows, as many at once as there are cores; as they come."""
+  """Checks one row per core at a time; yields each row when it is done."""
   with concurrent.futures.ProcessPoolExecutor(
       os.cpu_count(), multiprocessing.get_context("spawn"), _start) as pool:
     futures = {pool.submit(check, row): row for row in todo}
@@ -191,7 +195,7 @@ def _done(todo: Sequence[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
 
 
 def table(groups: Sequence[dict[str, Any]]) -> str:
-  """A table of what the rows cost."""
+  """Returns a Markdown table of what the rows cost."""
   lines = [
       "# What each gin file costs", "",
       "Planned, by `python -m benchmarks.gin_files`; see docs/planning.md. "
@@ -216,11 +220,11 @@ def table(groups: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-  """Checks every row; 0 if all are right."""
+  """Checks every row; returns 0 if all are right, else 1."""
   parser = argparse.ArgumentParser(
       prog=f"python -m benchmarks.{NAME}", description=__doc__.split("\n")[0])
   parser.add_argument("--resume", action="store_true",
-                      help="go on with the rows that the record lacks")
+                      help="check only the rows that the record lacks")
   arguments = parser.parse_args()
   record = Record(os.path.join(FOLDER, f"{NAME}.json"), NAME, {},
                   arguments.resume, same_machine=False)

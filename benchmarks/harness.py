@@ -1,11 +1,11 @@
-"""Measures subjects against each other, by turns, and says how they compare.
+"""Measures subjects in alternating turns and compares them.
 
-A suite is a list of groups and a list of claims. The jobs of a group are each a
+A suite is a list of groups and a list of claims. Each job of a group is a
 process (`benchmarks/worker.py`) that is built once and then takes turns with
 the others, A B C A B C ..., so that whatever slows the machine for a while
-slows all of them. A claim is the ratio of two of the group's medians.
+slows all of them. A claim is the ratio of two medians of a group.
 
-Neither TensorFlow nor torch is imported here.
+This module imports neither TensorFlow nor torch.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from benchmarks.spec import Spec
 COMMAND = (sys.executable, "-m", "benchmarks.worker")
 SHORT = {"ours": "ours", "upstream": "upstream", "hugging_face": "hf"}
 SIZES = ("batch", "inputs", "targets")
-LOG_CHARACTERS = 3000  # of a worker that failed
-BUSY = 0.5  # load average of a machine that does nothing else, at the most
+LOG_CHARACTERS = 3000  # shown from the end of a failed worker's log
+BUSY = 0.5  # largest load average of a machine that does nothing else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Job:
   """One process of a group.
 
   Attributes:
-    label: unique in its group; claims use it.
-    spec: what is built.
-    build: more arguments of the subject's `build`.
+    label: name by which claims refer to the job; unique in its group.
+    spec: subject and task.
+    build: further arguments of the subject's `build`.
   """
 
   label: str
@@ -48,11 +48,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """What is measured together.
+  """Jobs that are measured together.
 
   Attributes:
-    name: unique in the suite.
-    jobs: in their order of turns.
+    name: name of the group; unique in the suite.
+    jobs: the jobs, in the order of their turns.
   """
 
   name: str
@@ -61,17 +61,17 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A ratio of two figures of a group, and what it should be.
+  """A ratio of two figures of a group, with its target.
 
   Attributes:
-    name: as printed.
+    name: name that is printed.
     group: name of the group.
     over: label of the numerator's job.
-    under: label of the denominator's; None for the figure itself.
-    figure: a key of a measurement: "tokens_per_second", "step_seconds" or
+    under: label of the denominator's job; None claims the numerator itself.
+    figure: key of a measurement: "tokens_per_second", "step_seconds" or
       "peak_rss_mb".
-    target: None if nothing is claimed.
-    at_most: whether the target is the most, and not the least, it may be.
+    target: bound of the ratio; None if nothing is claimed.
+    at_most: whether the target is an upper bound; otherwise it is a lower one.
   """
 
   name: str
@@ -83,14 +83,14 @@ class Claim:
   at_most: bool = False
 
   def value(self, measurements: dict[str, dict[str, Any]]) -> float:
-    """The ratio, from the measurements of its group by label."""
+    """Returns the ratio, given the measurements of the group by label."""
     over = measurements[self.over][self.figure]
     if self.under is None:
       return over
     return over / measurements[self.under][self.figure]
 
   def result(self, values: Sequence[float]) -> dict[str, Any]:
-    """For the record; `values` holds one for each run of the suite."""
+    """Returns the record's entry, given the value of each run of the suite."""
     value = statistics.median(values)
     ok = None
     if self.target is not None:
@@ -105,15 +105,15 @@ class Claim:
 def rivals_group(
     name: str, rivals: Sequence[str], **spec: Any
 ) -> Group:
-  """Ours and rivals at the same task.
+  """Builds a group in which ours and the rivals do the same task.
 
   Args:
-    name: of the group.
-    rivals: subjects.
-    **spec: fields of `Spec` but the subject.
+    name: name of the group.
+    rivals: subjects to compare ours with.
+    **spec: fields of `Spec` except the subject.
 
   Returns:
-    The group, its jobs labelled as in `SHORT`.
+    The group, with its jobs labelled as in `SHORT`.
   """
   return Group(name, tuple(
       Job(SHORT[subject], Spec(subject, **spec))
@@ -121,7 +121,7 @@ def rivals_group(
 
 
 def line(result: dict[str, Any]) -> str:
-  """'train_step/hf/e32/v512 ratio=1.62 target=1.5 ok'."""
+  """Formats a result: 'train_step/hf/e32/v512 ratio=1.62 target=1.5 ok'."""
   text = f"{result['name']} {result['what']}={result['value']:.2f}"
   if result["target"] is None:
     return text
@@ -130,6 +130,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def _no_check(group: Group, measurements: dict[str, dict[str, Any]]) -> None:
+  """Accepts all measurements."""
   del group, measurements
 
 
@@ -138,10 +139,10 @@ class Suite:
   """Everything that one command measures.
 
   Attributes:
-    name: of the command and of its file in results/benchmarks/.
-    groups: in order.
-    claims: in the order in which they are printed.
-    check: raises if what was measured cannot be compared.
+    name: name of the command and of its file in results/benchmarks/.
+    groups: groups, in the order of measuring.
+    claims: claims, in the order of printing.
+    check: function that raises if measurements of a group cannot be compared.
   """
 
   name: str
@@ -151,14 +152,14 @@ class Suite:
 
 
 class Worker:
-  """A subject in a process of its own; a context manager.
+  """A subject in its own process; a context manager.
 
   Attributes:
-    hello: what it said when it was built and warm; see `wait`.
+    hello: the process's first answer, known after `wait`.
   """
 
   def __init__(self, job: Job, command: Sequence[str] = COMMAND):
-    """Starts the process and does not wait for it."""
+    """Starts the process without waiting for it."""
     self._label = job.label
     self._log: TextIO = tempfile.TemporaryFile("w+", errors="replace")
     arguments = [json.dumps(dataclasses.asdict(job.spec))]
@@ -169,19 +170,19 @@ class Worker:
         stderr=self._log, text=True, cwd=ROOT)
 
   def wait(self) -> None:
-    """Waits until it is built and warm."""
+    """Waits until the subject is built and warmed up."""
     self.hello = self._read()
 
   def go(self, steps: int) -> dict[str, Any]:
-    """Has it do steps; returns the seconds of each and its peak memory."""
+    """Runs steps; returns "seconds" of each step and "peak_rss_mb"."""
     return self._ask(f"go {steps}")
 
   def profile(self) -> dict[str, Any]:
-    """Has it do a step and say where its time went; see `trace.summary`."""
+    """Profiles a step; returns where its time went, as `trace.summary`."""
     return self._ask("profile")
 
   def close(self) -> None:
-    """Ends the process: by the end of its input, by force when that fails."""
+    """Ends the process by closing its input, or by killing it after 30 s."""
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.close()
     try:
@@ -195,12 +196,14 @@ class Worker:
     self._log.close()
 
   def _ask(self, line: str) -> dict[str, Any]:
-    with contextlib.suppress(BrokenPipeError):  # _read says what happened
+    """Sends a command and returns its answer."""
+    with contextlib.suppress(BrokenPipeError):  # _read reports the failure
       self._process.stdin.write(f"{line}\n")
       self._process.stdin.flush()
     return self._read()
 
   def _read(self) -> dict[str, Any]:
+    """Reads an answer; raises RuntimeError with the log if there is none."""
     answer = self._process.stdout.readline()
     if answer:
       return json.loads(answer)
@@ -209,7 +212,7 @@ class Worker:
     log = self._log.read()[-LOG_CHARACTERS:]
     raise RuntimeError(
         f"benchmarks: a worker must answer, with job={self._label}, exit "
-        f"code={code}. Mend what it wrote:\n{log}")
+        f"code={code}. Fix the error in its log:\n{log}")
 
   def __enter__(self) -> "Worker":
     return self
@@ -222,17 +225,17 @@ def measure(
     group: Group, alternations: int, steps: int,
     command: Sequence[str] = COMMAND, tell: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
-  """Measures the jobs of a group, by turns.
+  """Measures the jobs of a group in alternating turns.
 
   Args:
-    group: what to measure.
-    alternations: turns of each job.
-    steps: of each turn.
-    command: starts a worker.
-    tell: takes lines of progress.
+    group: group to measure.
+    alternations: number of turns of each job.
+    steps: number of steps of each turn.
+    command: command that starts a worker.
+    tell: function that takes lines of progress.
 
   Returns:
-    Label to what was measured.
+    Label -> measurements of the job.
   """
   with contextlib.ExitStack() as stack:
     tell(f"building {', '.join(job.label for job in group.jobs)}")
@@ -248,7 +251,7 @@ def measure(
         answers.append(worker.go(steps))
         own += answers[-1]["seconds"]
       left = (time.time() - start) / turn * (alternations - turn)
-      tell(f"turn {turn} of {alternations}, {left:.0f} s left here")
+      tell(f"turn {turn} of {alternations}, {left:.0f} s left for the group")
     return {
         job.label: figures(job, own) | {
             name: worker.hello[name]
@@ -259,7 +262,7 @@ def measure(
 
 
 def figures(job: Job, seconds: Sequence[float]) -> dict[str, Any]:
-  """What the seconds of the steps of a job come to."""
+  """Returns a job's measurements, given the seconds of its steps."""
   median = statistics.median(seconds)
   return {
       "spec": dataclasses.asdict(job.spec), "seconds": list(seconds),
@@ -270,17 +273,17 @@ def parser(
     suite: str, *, experts: Sequence[int] = (), vocabulary: Sequence[int] = (),
     rivals: Sequence[str] = (), alternations: int = 7,
 ) -> argparse.ArgumentParser:
-  """The options that suites share.
+  """Builds a parser of the options that suites share.
 
   Args:
-    suite: its name.
-    experts: default of --experts; none for a suite without it.
-    vocabulary: default of --vocabulary; none for a suite without it.
-    rivals: default of --rivals; none for a suite without it.
+    suite: name of the suite.
+    experts: default of --experts; if empty, the suite has no such option.
+    vocabulary: default of --vocabulary; if empty, no such option.
+    rivals: default of --rivals; if empty, no such option.
     alternations: default of --alternations.
 
   Returns:
-    A parser that takes more.
+    The parser, to which a suite may add options.
   """
   made = argparse.ArgumentParser(
       prog=f"python -m benchmarks.{suite}",
@@ -295,24 +298,24 @@ def parser(
         "--rivals", nargs="*", default=list(rivals), choices=rivals)
   made.add_argument("--alternations", type=int, default=alternations,
                     help="turns of each process")
-  made.add_argument("--steps", type=int, default=1, help="of each turn")
+  made.add_argument("--steps", type=int, default=1, help="steps of each turn")
   made.add_argument("--runs", type=int, default=1,
-                    help="of the whole suite; the median ratio is printed")
+                    help="runs of the whole suite; prints the median ratio")
   made.add_argument("--output", default=os.path.join(
-      ROOT, "results", "benchmarks", f"{suite}.json"), help="the record")
+      ROOT, "results", "benchmarks", f"{suite}.json"), help="file to write")
   made.add_argument("--resume", action="store_true",
                     help="keep the groups that the record already has")
   return made
 
 
 def add_sizes(made: argparse.ArgumentParser) -> None:
-  """Adds the options of suites that can train on other sizes."""
+  """Adds the options --batch, --inputs and --targets to a suite's parser."""
   for name in SIZES:
     made.add_argument(f"--{name}", type=int, default=getattr(Spec, name))
 
 
 def sizes(options: argparse.Namespace) -> dict[str, int]:
-  """What `add_sizes` found: fields of `Spec`."""
+  """Returns the values of the options of `add_sizes`, as fields of `Spec`."""
   return {name: getattr(options, name) for name in SIZES}
 
 
@@ -320,12 +323,12 @@ def run(
     suite: Suite, options: argparse.Namespace,
     measure_group: Callable[..., dict[str, dict[str, Any]]] = measure,
 ) -> list[dict[str, Any]]:
-  """Measures, records, and prints a line for each claim.
+  """Measures a suite, records it and prints a line for each claim.
 
   Args:
-    suite: what to measure.
-    options: what `parser` found.
-    measure_group: takes what `measure` takes.
+    suite: suite to run.
+    options: parsed options of `parser`.
+    measure_group: replacement for `measure`; is called without `command`.
 
   Returns:
     The results of the claims, as in the record.
@@ -347,7 +350,7 @@ def run(
     record.add(number, group.name, load, found)
     _warn_if_busy(suite.name, os.cpu_count() or 1)
     left = (time.time() - start) / (done + 1) * (len(todo) - done - 1)
-    _tell(f"{title}: done, about {left / 60:.0f} min left in all")
+    _tell(f"{title}: done, about {left / 60:.0f} min left in total")
   results = _results(suite, record, options.runs)
   record.finish(results)
   for result in results:
@@ -356,6 +359,7 @@ def run(
 
 
 def _results(suite: Suite, record: Record, runs: int) -> list[dict[str, Any]]:
+  """Returns the result of each claim over all runs."""
   return [
       claim.result([claim.value(record.find(number, claim.group))
                     for number in range(runs)])
@@ -363,13 +367,14 @@ def _results(suite: Suite, record: Record, runs: int) -> list[dict[str, Any]]:
 
 
 def _tell(text: str) -> None:
+  """Prints a line of progress, to standard error."""
   print(text, file=sys.stderr, flush=True)
 
 
 def _warn_if_busy(suite: str, own: int) -> None:
-  """Warns if others seem to run: `own` threads of ours are no surprise."""
+  """Warns if the load exceeds that of `own` busy threads of ours."""
   load = os.getloadavg()[0]
   if load > own + BUSY:
     _tell(f"{suite}: the machine should do nothing else, with load average="
-          f"{load:.2f}, of which ours at most={own}. Stop what else runs, or "
+          f"{load:.2f}, our own load at most={own}. Stop other processes, or "
           "do not trust the figures.")

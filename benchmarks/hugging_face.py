@@ -1,8 +1,9 @@
-"""Hugging Face's Switch Transformers and T5, as their users get the best of it.
+"""Hugging Face's Switch Transformers and T5, set up for the best speed.
 
-torch on all cores, float32, no dropout, no padding, its own Adafactor, its own
-`generate` with the cache on. Not compiled: transformers says of its Switch
-model that it cannot be (`_can_compile_fullgraph`).
+torch uses all cores, in float32, without dropout or padding. The Adafactor is
+transformers' own, and so is `generate`, with its cache on. The models are not
+compiled: transformers marks its Switch model as one that cannot be
+(`_can_compile_fullgraph`).
 """
 
 import math
@@ -21,27 +22,27 @@ from benchmarks.spec import TASKS, Spec, Subject
 
 D_MODEL = 256
 D_FF = 1024
-LAYERS = 4  # of each stack
-SPARSE_LAYERS = 2  # of each stack: every other one
+LAYERS = 4  # per stack
+SPARSE_LAYERS = 2  # per stack: every other layer
 HEADS = 4
 D_KV = 64
 FIRST_ID = 2  # 0 is padding, 1 the end of a sequence
-# The Switch model has eager attention only. T5 has both; this is its default.
+# T5's default; T5 also has eager attention, the Switch model has only that.
 DENSE_ATTENTION = "sdpa"
 MATMULS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
 def build(spec: Spec) -> Subject:
-  """Builds the model with weights drawn at random.
+  """Builds the model with random weights.
 
   Args:
-    spec: what to build; 1 expert is T5.
+    spec: model and task; 1 expert is T5.
 
   Returns:
-    A subject whose facts are known after its first step.
+    A subject whose facts are complete after its first step.
 
   Raises:
-    ValueError: if the spec asks for what torch does not offer here.
+    ValueError: if the task is unknown or needs more than one processor.
   """
   if spec.task not in TASKS:
     raise ValueError(
@@ -62,11 +63,12 @@ def build(spec: Spec) -> Subject:
 
 
 def expert_capacity(spec: Spec) -> int:
-  """Slots that an expert has for one sequence, which is how they count them."""
+  """Returns the expert capacity, which Hugging Face counts per sequence."""
   return math.ceil(spec.capacity_factor * spec.inputs / spec.experts)
 
 
 def _model(spec: Spec) -> transformers.PreTrainedModel:
+  """Builds T5 for 1 expert, else the Switch model with `_route_evenly`."""
   sizes = dict(
       vocab_size=spec.vocabulary, d_model=D_MODEL, d_ff=D_FF, d_kv=D_KV,
       num_heads=HEADS, num_layers=LAYERS, num_decoder_layers=LAYERS,
@@ -87,19 +89,19 @@ def _model(spec: Spec) -> transformers.PreTrainedModel:
 def _route_evenly(router: Any, hidden_states: torch.Tensor):
   """Replaces the router's forward: token i goes to expert i mod experts.
 
-  With the weights that it starts from, their router sends nearly all tokens to
-  a few experts, the loop over experts skips the others, and so does the
-  optimizer: that would be less work than the other subjects do. What the router
-  computes is computed: logits, probabilities, the chosen one's as weight,
-  capacity, and (from the logits) the losses. Only the arg max is replaced.
+  With its initial weights, the original router sends nearly all tokens to a few
+  experts. The loop over experts and the optimizer skip the others, so that this
+  subject would do less work than the rest. Only the arg max is replaced; the
+  router still computes logits, probabilities, the weight (the probability of
+  the chosen expert), the capacity and, from the logits, the losses.
 
   Args:
-    router: the module.
-    hidden_states: [batch, length, d_model].
+    router: the router module.
+    hidden_states: [batch, length, d_model] - the tokens.
 
   Returns:
-    As the original: a one-hot choice [batch, length, experts], its probability
-      [batch, length, 1] and the logits.
+    The same as the original: a one-hot choice [batch, length, experts], its
+      probability [batch, length, 1] and the logits.
   """
   logits = router.classifier(hidden_states)
   probabilities = torch.softmax(logits, dim=-1)
@@ -114,11 +116,12 @@ def _route_evenly(router: Any, hidden_states: torch.Tensor):
 
 
 def _ids(spec: Spec, length: int) -> torch.Tensor:
+  """Returns random token ids, [batch, length], without padding."""
   return torch.randint(FIRST_ID, spec.vocabulary, (spec.batch, length))
 
 
 class _HuggingFace(Subject):
-  """What training and decoding have in common: counting, in the first step."""
+  """A subject whose first step counts the tokens of each expert."""
 
   def __init__(self, spec: Spec, model: transformers.PreTrainedModel):
     self._model = model
@@ -146,7 +149,7 @@ class _HuggingFace(Subject):
     self._counted = True
 
   def profile(self) -> dict[str, Any]:
-    """The seconds and the rate of matmuls, which take the profiler little."""
+    """Profiles the matmuls alone, which cost the profiler little time."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True
     ) as profiler:
@@ -158,16 +161,17 @@ class _HuggingFace(Subject):
             "matmul_gflop_per_second": gflop / seconds}
 
   def _step(self) -> None:
+    """Does the task once."""
     raise NotImplementedError
 
 
 class _Training(_HuggingFace):
-  """Forward and backward, and Adafactor if the task says so."""
+  """Training: forward and backward, and Adafactor if the task is "train"."""
 
   def __init__(self, spec: Spec, model: transformers.PreTrainedModel):
     super().__init__(spec, model.train())
     self._targets = _ids(spec, spec.targets)
-    # With an auxiliary loss, as in training it must be.
+    # Training adds the load-balancing loss, which needs the router logits.
     self._options = {} if spec.experts == 1 else {"output_router_logits": True}
     self._optimizer = Adafactor(
         model.parameters(), lr=1e-3, relative_step=False, scale_parameter=True)
@@ -191,7 +195,7 @@ class _Training(_HuggingFace):
 
 
 class _Decoding(_HuggingFace):
-  """Greedy, with the cache, exactly as many tokens as were asked for."""
+  """Greedy decoding of exactly `targets` tokens, with the cache."""
 
   def __init__(self, spec: Spec, model: transformers.PreTrainedModel):
     super().__init__(spec, model.eval())

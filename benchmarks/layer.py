@@ -1,10 +1,11 @@
-"""What one Switch layer costs, over groups and over experts.
+"""Measures the cost of one Switch layer by group size and number of experts.
 
   python -m benchmarks.layer
 
-One feed-forward layer alone, forward and backward, on 16,384 tokens; the dense
-layer of the same operations a token takes turns with it. A ratio is a time over
-that of the reference, and should stay the same.
+A feed-forward layer runs alone, forward and backward, on 16,384 tokens. It
+takes turns with a dense layer of as many operations per token. A ratio is a
+time over that of the reference sizes or of the dense layer; it should not
+depend on the sizes.
 """
 
 import sys
@@ -18,22 +19,22 @@ NAME = "layer"
 GROUP_SIZES = (256, 1024, 4096, 16384)
 EXPERTS = (2, 8, 32, 128, 512)
 CAPACITY_FACTORS = (1.0, 1.25)
-# Of the sizes that are not varied, and what the others are compared with.
+# Reference sizes: used when the other size varies, and the base of ratios.
 GROUP_SIZE, NUM_EXPERTS = 4096, 32
 FLAT = 1.1
-CLAIMED_EXPERTS = 128  # up to which it should be flat
+CLAIMED_EXPERTS = 128  # the cost should be flat up to this number
 
 
 def suite(
     experts: Sequence[int], group_sizes: Sequence[int], batch: int, inputs: int
 ) -> harness.Suite:
-  """What is measured and claimed.
+  """Builds the suite: what is measured and claimed.
 
   Args:
-    experts: of the layer.
-    group_sizes: tokens that compete for slots.
-    batch: sequences.
-    inputs: tokens of a sequence.
+    experts: numbers of experts.
+    group_sizes: numbers of tokens that compete for slots.
+    batch: sequences per batch.
+    inputs: tokens per sequence.
 
   Returns:
     The suite.
@@ -62,6 +63,7 @@ def suite(
 
 
 def _target(job: Job) -> float | None:
+  """Returns the upper bound of a job's ratio; None above `CLAIMED_EXPERTS`."""
   return FLAT if job.spec.experts <= CLAIMED_EXPERTS else None
 
 
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command.
 
   Args:
-    arguments: of the command line.
+    arguments: command-line arguments.
   """
   parser = harness.parser(NAME, experts=EXPERTS)
   parser.add_argument(

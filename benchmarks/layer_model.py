@@ -1,4 +1,4 @@
-"""One feed-forward layer alone, with its gradients: ours and T5's dense one."""
+"""A single feed-forward layer with its gradients: ours or T5's dense layer."""
 
 from switch_mtf.upstream import fixes  # isort:skip  (before tensorflow)
 
@@ -21,10 +21,10 @@ def build(spec: Spec) -> MeshSubject:
   """Builds the layer and the gradients of its input and weights.
 
   Args:
-    spec: which; 1 expert is the dense layer.
+    spec: sizes of the layer; 1 expert is the dense layer.
 
   Returns:
-    The layer.
+    The layer as a subject.
   """
   tf.disable_v2_behavior()
   fixes.use_resource_variables()
@@ -56,7 +56,7 @@ def build(spec: Spec) -> MeshSubject:
 
 
 def _layer(spec: Spec):
-  """The layer of a spec."""
+  """Returns T5's dense layer for 1 expert, else the Switch layer."""
   if spec.experts == 1:
     return transformer_layers.DenseReluDense(hidden_size=D_FF)
   return SwitchFFN(
@@ -66,7 +66,7 @@ def _layer(spec: Spec):
 
 
 def _context(mesh: mtf.Mesh, shape: mtf.Shape) -> types.SimpleNamespace:
-  """What a layer reads of a transformer.Context, in training."""
+  """Returns the parts of a training transformer.Context that a layer reads."""
   return types.SimpleNamespace(
       mesh=mesh, mode="train", train=True, losses=None, num_microbatches=1,
       nonpadding=None, activation_dtype=tf.float32,

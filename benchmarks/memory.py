@@ -1,10 +1,10 @@
-"""How much memory a process holds at its peak, training and decoding.
+"""Compares the peak memory of the processes that train and decode.
 
   python -m benchmarks.memory
 
-Every subject of `train_step` and `decode` is a process of its own and says what
-it held at its peak, libraries, building and warm-up included: this command
-reads what they recorded, in every run. A ratio is our peak over the other's:
+Every subject of `train_step` and `decode` runs in its own process and reports
+its peak memory, including libraries, building and warm-up. This command reads
+those peaks from the records of all runs. A ratio is our peak over the rival's;
 less is better.
 """
 
@@ -21,18 +21,18 @@ from benchmarks.record import ROOT, Record, read
 NAME = "memory"
 RESULTS = os.path.join(ROOT, "results", "benchmarks")
 TARGET = 1.0  # against Hugging Face
-SUITES = {"train_step": "train", "decode": "decode"}  # to what they do
+SUITES = {"train_step": "train", "decode": "decode"}  # suite -> task
 
 
 def results(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-  """What the peaks come to.
+  """Computes the ratios of the peaks.
 
   Args:
-    records: suite to record, complete.
+    records: suite -> complete record.
 
   Returns:
-    A result for each group of `SUITES` and each rival in it, as those of other
-    suites: the median of the ratios of the runs.
+    A result for each group of `SUITES` and each rival in it, in the format of
+      the other suites: the median of the ratios of the runs.
   """
   found = []
   for suite, task in SUITES.items():
@@ -48,6 +48,7 @@ def results(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _claim(what: str, rival: str) -> Claim:
+  """Builds a claim on peak memory; only Hugging Face's has a target."""
   if rival == "hf":
     return Claim(f"{NAME}/{what}", what, "ours", rival, "peak_rss_mb", TARGET,
                  at_most=True)
@@ -59,14 +60,15 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command.
 
   Args:
-    arguments: of the command line.
+    arguments: command-line arguments.
 
   Raises:
-    ValueError: if no record is complete, or they are of different machines.
+    ValueError: if no record is complete, or the records come from different
+      machines or commits.
   """
   parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}")
   parser.add_argument("--results", default=RESULTS,
-                      help="the folder of records, read and written")
+                      help="folder of the records, read and written")
   options = parser.parse_args(arguments)
   records = {suite: record for suite, record in read(options.results).items()
              if suite in SUITES}
@@ -78,8 +80,9 @@ def main(arguments: Sequence[str]) -> None:
   machines = [record["machine"] for record in records.values()]
   if machines.count(machines[0]) < len(machines):
     raise ValueError(
-        f"{NAME}: the records must be of one machine and commit, with "
-        f"{dict(zip(records, machines, strict=True))}. Measure both again.")
+        f"{NAME}: the records must come from one machine and commit, with "
+        f"machines={dict(zip(records, machines, strict=True))}. Measure both "
+        "again.")
   record = Record(os.path.join(options.results, f"{NAME}.json"), NAME, {},
                   resume=False)
   record.data["machine"] = machines[0]

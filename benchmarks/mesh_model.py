@@ -1,7 +1,7 @@
-"""Our model and upstream's, built as `run_t5.py` builds a run.
+"""Builds our model and upstream's the way `run_t5.py` builds a run.
 
-Both come out of the gin files of `benchmarks/gin/` and of
-`utils.tpu_estimator_model_fn`, with random ids for data.
+Both are built by `utils.tpu_estimator_model_fn` from the gin files of
+`benchmarks/gin/`, with random ids as data.
 """
 
 from switch_mtf.upstream import fixes  # isort:skip  (before tensorflow)
@@ -30,10 +30,10 @@ ModeKeys = tf.estimator.ModeKeys
 
 
 class MeshSubject(Subject):
-  """A finished graph in a session of its own."""
+  """A finished graph in its own session."""
 
   def __init__(self, session: tf.Session, fetch, facts: dict):
-    """Keeps what one step runs."""
+    """Records the session and the tensors that one step fetches."""
     self.session = session
     self.fetch = fetch
     self.facts = facts
@@ -51,7 +51,7 @@ class MeshSubject(Subject):
 
 
 def rss_mb() -> float:
-  """The memory that this process holds, in MB."""
+  """Returns the resident memory of this process, in MB."""
   return psutil.Process().memory_info().rss / 1e6
 
 
@@ -61,12 +61,12 @@ def build(
   """Builds the graph and initialises the variables.
 
   Args:
-    spec: subject "ours" or "upstream".
-    devices: of the mesh's processors; this process's CPU by default.
+    spec: model and task, with subject "ours" or "upstream".
+    devices: devices of the mesh's processors; this process's CPU by default.
     target: address of the session's server; this process by default.
 
   Returns:
-    The model.
+    The model as a subject.
   """
   tf.disable_v2_behavior()
   fixes.use_resource_variables()
@@ -91,13 +91,13 @@ def build(
 
 
 def _configure(spec: Spec) -> None:
-  """Parses the gin files and what the suite varies."""
+  """Parses the gin files and binds the sizes of the spec."""
   name = "dense" if spec.experts == 1 else spec.subject
   bindings = [
       f"Bitransformer.decode.max_decode_length = {spec.targets}",
       "Unitransformer.sample_autoregressive.never_end = True"]
   if spec.experts > 1:
-    # Groups that two processors can share.
+    # Smaller groups, so that each processor has whole ones.
     bindings += [f"num_experts = {spec.experts}",
                  f"capacity_factor = {spec.capacity_factor}",
                  f"group_size = {spec.group_size // spec.processors}"]
@@ -112,19 +112,19 @@ def _configure(spec: Spec) -> None:
 
 
 class Ids(seqio.PassThroughVocabulary):
-  """Stands for a vocabulary; decoding shall not turn ids into text."""
+  """A stand-in vocabulary with which decoding does not turn ids into text."""
 
 
 class GradientsOnly(mtf.optimize.Optimizer):
-  """Computes the gradients and lets them be."""
+  """An optimizer that computes the gradients and updates no weights."""
 
   def __init__(self, learning_rate):
-    """Takes what every optimizer takes."""
+    """Accepts the argument of every optimizer and ignores it."""
 
   def apply_grads(
       self, grads: list[mtf.Tensor | None], variables: list[mtf.Variable]
   ) -> list[mtf.Operation]:
-    """Keeps one number of each gradient, so that all are computed."""
+    """Stores a sum of one entry per gradient, so that all are computed."""
     mesh = variables[0].mesh
     one = mtf.Dimension("one", 1)
     kept = mtf.get_variable(mesh, "one_of_each", [one], trainable=False,
@@ -137,7 +137,7 @@ class GradientsOnly(mtf.optimize.Optimizer):
 
 
 def _graph(spec: Spec, devices: Sequence[str] | None):
-  """What one step fetches, and the hooks of the session."""
+  """Builds the graph; returns what a step fetches, and the session's hooks."""
   mesh_shape = mtf.convert_to_shape(
       f"batch:{spec.processors}" if spec.processors > 1 else "")
   layout = mtf.convert_to_layout_rules("batch:batch,experts:batch")
@@ -165,7 +165,10 @@ def _graph(spec: Spec, devices: Sequence[str] | None):
 
 
 def _features(spec: Spec, lengths: dict) -> dict[str, tf.Tensor]:
-  """Random ids without padding, from a data set: nothing can be precomputed."""
+  """Returns random ids without padding.
+
+  They come from a data set, so that TensorFlow cannot fold them as constants.
+  """
   rng = np.random.default_rng(0)
   names = ["inputs"] if spec.task == "decode" else ["inputs", "targets"]
   ids = {name: rng.integers(
@@ -176,16 +179,17 @@ def _features(spec: Spec, lengths: dict) -> dict[str, tf.Tensor]:
 
 
 def _checksums() -> list[tf.Tensor]:
-  """Of every matrix, the sum of its bits: exact, other if one entry is.
+  """Returns, per variable, one sum for each of its matrices.
 
-  Of a variable without matrices one sum of all.
+  A variable without matrices has a single sum. The sums are of the entries'
+  bits, as integers, so they are exact and differ if one entry does.
   """
   return [tf.reduce_sum(tf.bitcast(v, tf.int32), (-1, -2)[:v.shape.rank])
           for v in tf.trainable_variables()]
 
 
 def _what_a_step_updates(session: tf.Session, fetch, sums) -> dict:
-  """Looks at every matrix before and after a step: which have changed?"""
+  """Runs a step and counts the parameters and experts that it updates."""
   before = session.run(sums)
   session.run(fetch)
   updated, experts = 0, []

@@ -1,9 +1,9 @@
-"""Whether runs take the memory that the planner says.
+"""Compares the memory that the planner predicts with what runs take.
 
   python -m benchmarks.planner
 
-Each size is planned, then trained for a few steps by `run_t5.py` in a process
-of its own, whose largest resident size is what counts.
+Each size is planned, then trained for a few steps by `run_t5.py` in its own
+process. The measured figure is that process's largest resident size.
 """
 
 import json
@@ -20,7 +20,7 @@ PATH = os.path.join(ROOT, "results", "planning", "memory.json")
 STEPS = "benchmarks/gin/planned.gin"
 SWITCH = "gin/models/switch_small_e16.gin"
 SMALL = "gin/models/small.gin"
-# Name to model and what is bound beside it.
+# Name -> model and further bindings.
 SIZES = {
     "tiny, 16 experts": ("gin/models/switch_tiny_e16.gin", []),
     "small": (SMALL, []),
@@ -31,13 +31,13 @@ SIZES = {
 
 
 def flags(model: str, params: Sequence[str]) -> list[str]:
-  """Flags that the planner and `run_t5.py` both take."""
+  """Returns the flags for the planner and `run_t5.py`, which take the same."""
   return [f"--gin_file={model}", f"--gin_file={STEPS}",
           *(f"--gin_param={param}" for param in params)]
 
 
 def planned(model: str, params: Sequence[str]) -> dict[str, Any]:
-  """What the planner says of a size."""
+  """Runs the planner; returns its plan of a size."""
   done = subprocess.run(
       [sys.executable, "-m", "switch_mtf.planning", "--json",
        *flags(model, params)],
@@ -46,14 +46,16 @@ def planned(model: str, params: Sequence[str]) -> dict[str, Any]:
 
 
 def measured(model: str, params: Sequence[str]) -> int:
-  """The largest resident size of a run, in bytes."""
+  """Runs a size; returns its largest resident size, in bytes."""
   with tempfile.TemporaryDirectory() as folder:
     child = subprocess.Popen(
         [sys.executable, "run_t5.py", f"--model_dir={folder}",
          *flags(model, params)], cwd=ROOT, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
   if status:
-    raise RuntimeError(f"run_t5.py of {model} ended with {status}")
+    raise RuntimeError(
+        f"planner: run_t5.py must succeed, with model={model}, "
+        f"status={status}. Run that model by hand to see the error.")
   return usage.ru_maxrss * 1024
 
 

@@ -1,15 +1,17 @@
-"""Where the time and the memory of a step go, and what the machine could do.
+"""Profiles the time and memory of a step, and the limits of the machine.
 
   python -m benchmarks.profile
 
-Writes results/benchmarks/profile.json: for each of `subjects` the seconds of a
-step, the seconds that its operations took by what they are for, the rate of its
-matmuls, how fast the others read and write, and what the process held in
-memory; beside that the rates of one large matmul and of copying memory on the
-same machine, in TensorFlow and, where it is installed, in torch.
-TensorFlow runs one operation at a time here, so that their seconds add up; two
-at a time, as in the other suites, a step is about a tenth faster. The tables of
-docs/speed.md are made of it by `benchmarks.report`.
+Writes results/benchmarks/profile.json, from which `benchmarks.report` makes the
+tables of docs/speed.md. For each of `subjects` it has the seconds of a step,
+the seconds of its operations by purpose, the rate of its matmuls, the bandwidth
+of the other operations, and the memory of the process. For the machine it has
+the rates of one large matmul and of copying memory, in TensorFlow and, if
+installed, in torch.
+
+TensorFlow runs one operation at a time here, so that the seconds of operations
+add up. The other suites run two at a time, which makes a step about a tenth
+faster.
 """
 
 import argparse
@@ -32,18 +34,19 @@ PATH = os.path.join(ROOT, "results", "benchmarks", f"{NAME}.json")
 SQUARE = 2048  # rows and columns of the large matmul
 COPIED = 2**26  # entries
 REPEATS = 9
-SCALED = 8  # experts, over processors and processes
+SCALED = 8  # experts of the steps on two processors
 
 
 def subjects(experts: Sequence[int], rivals: Sequence[str]) -> list[Job]:
-  """What is profiled: what the other suites time, where that says something.
+  """Lists the jobs to profile: a telling part of what the other suites time.
 
   Args:
-    experts: of training steps with a vocabulary of 512; 1 is the dense model.
-    rivals: those that are profiled beside ours.
+    experts: numbers of experts of training steps with a vocabulary of 512; 1 is
+      the dense model.
+    rivals: rivals to profile besides ours.
 
   Returns:
-    Their labels say what they are.
+    The jobs; a label names subject, task and sizes.
   """
   def train(subject: str, e: int, v: int = 512, **more) -> Job:
     return Job(f"{harness.SHORT[subject]}/train/e{e}/v{v}",
@@ -68,24 +71,24 @@ def subjects(experts: Sequence[int], rivals: Sequence[str]) -> list[Job]:
 
 
 def scaled() -> list[Job]:
-  """One step on a mesh of two processors, in one process and in two."""
+  """Returns jobs for a mesh of two processors, in one process and in two."""
   spec = Spec("ours", "train", experts=SCALED, processors=scale.PROCESSES)
   return [Job("ours/two_processors", spec), Job("ours/two_processes", spec)]
 
 
 def measured(job: Job) -> dict[str, Any]:
-  """Profiles one subject in a process of its own."""
+  """Profiles one subject in its own process."""
   with Worker(job) as worker:
     worker.wait()
     seconds = worker.go(REPEATS)["seconds"]
     return {
-        # Of the seconds only those by part are kept.
+        # The profile's "seconds", by part, replace those of the steps.
         **harness.figures(job, seconds), **worker.profile(),
         "name": job.label, "rss_mb": worker.hello["facts"].get("rss_mb", {})}
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
-  """How long it takes."""
+  """Returns the median time of `run` over `REPEATS` calls."""
   seconds = []
   for _ in range(REPEATS):
     start = time.perf_counter()
@@ -95,7 +98,7 @@ def median_seconds(run: Callable[[], Any]) -> float:
 
 
 def torch_rates() -> dict[str, float]:
-  """`_rates` of torch; to be called before TensorFlow has threads."""
+  """Returns `_rates` of torch; must run before TensorFlow starts threads."""
   import torch
   x, y = torch.rand(SQUARE, SQUARE), torch.rand(COPIED)
   out = torch.empty_like(y)
@@ -103,7 +106,7 @@ def torch_rates() -> dict[str, float]:
 
 
 def tensorflow_rates() -> dict[str, float]:
-  """`_rates` of TensorFlow."""
+  """Returns `_rates` of TensorFlow."""
   import switch_mtf.upstream  # noqa: F401  # isort:skip  (before tensorflow)
   import tensorflow.compat.v1 as tf
   with tf.Graph().as_default(), tf.Session() as session:
@@ -115,7 +118,7 @@ def tensorflow_rates() -> dict[str, float]:
 
 
 def _rates(matmul: Callable, copy: Callable) -> dict[str, float]:
-  """GFLOP/s of a large matmul, GB/s read and written by a copy."""
+  """Measures GFLOP/s of a large matmul and GB/s read and written by a copy."""
   for warm_up in (matmul, copy):
     warm_up()
   return {"gflop_per_second": 2e-9 * SQUARE**3 / median_seconds(matmul),
@@ -126,7 +129,7 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command.
 
   Args:
-    arguments: of the command line.
+    arguments: command-line arguments.
   """
   parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}")
   parser.add_argument("--experts", type=int, nargs="+", default=[1, 8, 32, 128])
@@ -136,7 +139,7 @@ def main(arguments: Sequence[str]) -> None:
   options = parser.parse_args(arguments)
   record = Record(options.output, NAME, {
       "experts": options.experts, "rivals": options.rivals}, False)
-  # Of the processes that are started from here.
+  # The worker processes inherit this setting.
   os.environ["TF_NUM_INTEROP_THREADS"] = "1"
   record.data["rates"] = {}
   if importlib.util.find_spec("torch"):

@@ -1,7 +1,7 @@
-"""The file of a suite: what was measured, where, and what it comes to.
+"""The file of a suite: measurements, machine and results.
 
-Written whole after every group, so that a suite that was interrupted can go on
-(`--resume`) from the groups that it has.
+The whole file is written after every group, so that an interrupted suite can
+continue (`--resume`) after the groups that the file has.
 """
 
 import glob
@@ -21,7 +21,7 @@ PACKAGES = ("tensorflow", "mesh-tensorflow", "t5", "torch", "transformers",
 
 
 def machine() -> dict[str, Any]:
-  """Processor, cores, memory, versions and commit: what figures depend on."""
+  """Describes what figures depend on: hardware, versions and commit."""
   versions = {"python": platform.python_version()}
   for name in PACKAGES:
     try:
@@ -35,6 +35,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
+  """Returns the processor's model name."""
   try:
     with open("/proc/cpuinfo") as f:
       names = [line.split(":", 1)[1].strip() for line in f
@@ -45,7 +46,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-  """The commit, with "-dirty" if files other than results differ from it."""
+  """Returns the commit, plus "-dirty" if files outside results/ differ."""
   def git(*arguments: str) -> str:
     return subprocess.run(
         ["git", *arguments], cwd=ROOT, check=True, capture_output=True,
@@ -62,20 +63,25 @@ class Record:
   """The file of a suite.
 
   Attributes:
-    data: what is in it.
+    data: content of the file.
   """
 
   def __init__(self, path: str, suite: str, options: dict[str, Any],
                resume: bool, same_machine: bool = True):
-    """Begins a new record, or goes on with the one on disk.
+    """Starts a new record, or continues the one on disk.
 
     Args:
-      path: of the file.
-      suite: its name.
-      options: of the suite.
-      resume: whether to go on.
-      same_machine: whether the one on disk must be of this machine and commit.
-        If not, its groups note of which they are.
+      path: path of the file.
+      suite: name of the suite.
+      options: options of the suite.
+      resume: whether to continue a record on disk, if it exists.
+      same_machine: whether the record on disk must come from this machine and
+        commit. If not, each of its groups gets a note of the processor and
+        commit that it came from.
+
+    Raises:
+      ValueError: if the record on disk is of another suite or other options,
+        or of another machine or commit where `same_machine`.
     """
     self.path = path
     self._same_machine = same_machine
@@ -85,6 +91,7 @@ class Record:
       self._resume()
 
   def _resume(self) -> None:
+    """Takes over the groups of the record on disk."""
     with open(self.path) as f:
       old = json.load(f)
     if not self._same_machine:
@@ -97,11 +104,11 @@ class Record:
         raise ValueError(
             f"{self.data['suite']}: --resume must go on with the same {name}, "
             f"with before={old[name]}, now={self.data[name]}. Leave out "
-            "--resume to begin anew.")
+            "--resume to start over.")
     self.data["groups"] = old["groups"]
 
   def find(self, run: int, group: str) -> dict[str, Any] | None:
-    """The measurements of a group in a run, by label, if they are there."""
+    """Returns a group's measurements in a run, by label; None if missing."""
     for entry in self.data["groups"]:
       if (entry["run"], entry["name"]) == (run, group):
         return entry["measurements"]
@@ -109,13 +116,13 @@ class Record:
 
   def add(self, run: int, group: str, load_average: float,
           measurements: dict[str, dict[str, Any]]) -> None:
-    """Adds a group and saves.
+    """Adds a group and saves the file.
 
     Args:
-      run: which repetition of the suite, from 0.
-      group: its name.
-      load_average: of the machine before it, over the last minute.
-      measurements: by label.
+      run: number of the suite's repetition, from 0.
+      group: name of the group.
+      load_average: load average before the group, over the last minute.
+      measurements: measurements of the group, by label.
     """
     self.data["groups"].append({
         "run": run, "name": group, "load_average": load_average,
@@ -124,12 +131,12 @@ class Record:
     self.save()
 
   def finish(self, results: Sequence[dict[str, Any]]) -> None:
-    """Adds what the claims come to, and saves."""
+    """Adds the results of the claims, marks the record complete and saves."""
     self.data |= {"complete": True, "results": list(results)}
     self.save()
 
   def save(self) -> None:
-    """Replaces the file at once: it is never half written."""
+    """Replaces the file atomically, so that it is never half written."""
     os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
     temporary = f"{self.path}.tmp"
     with open(temporary, "w") as f:
@@ -139,17 +146,17 @@ class Record:
 
 
 def read(folder: str) -> dict[str, dict[str, Any]]:
-  """The records of a folder by suite, without those that are not complete.
+  """Reads the complete records of a folder.
 
   Args:
-    folder: of JSON files; several of a suite, such as one for each vocabulary,
-      are read as one.
+    folder: folder of JSON files. Several files of one suite, such as one per
+      vocabulary, are joined.
 
   Returns:
-    Suite to record.
+    Suite -> record.
 
   Raises:
-    ValueError: if those of a suite are of different machines or commits.
+    ValueError: if records of one suite come from different machines or commits.
   """
   records = {}
   for path in sorted(glob.glob(os.path.join(folder, "*.json"))):
@@ -168,9 +175,9 @@ def _join(first: dict[str, Any], other: dict[str, Any], path: str) -> None:
     return
   if other["machine"] != first["machine"]:
     raise ValueError(
-        "benchmarks: records of one suite must be of one machine and commit, "
-        f"with suite={first['suite']}, path={path}, "
-        f"machine={other['machine']}, of those before={first['machine']}. "
+        "benchmarks: records of one suite must come from one machine and "
+        f"commit, with suite={first['suite']}, path={path}, "
+        f"machine={other['machine']}, earlier machine={first['machine']}. "
         "Measure both again.")
   for name in ("groups", "results"):
     first[name] += other[name]

@@ -1,10 +1,10 @@
-"""Draws what the suites recorded, and writes README.md's tables from it.
+"""Draws plots and writes Markdown tables from the suites' records.
 
   python -m benchmarks.report
 
 Reads results/benchmarks/*.json, draws train_step.png and decode.png beside
-them, and replaces what stands between the two markers in README.md and, of
-`benchmarks.profile`, in docs/speed.md, if they are there.
+them, and replaces the text between the two markers in README.md. The tables of
+`benchmarks.profile` go to docs/speed.md. A file without markers stays as it is.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RESULTS = os.path.join(ROOT, "results", "benchmarks")
 README = os.path.join(ROOT, "README.md")
 SPEED = os.path.join(ROOT, "docs", "speed.md")
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-# Label to its name and colour, in the order of the columns.
+# Label -> name and colour, in the order of the columns.
 SUBJECTS = {"ours": ("switch_mtf", "#c44e52"),
             "hf": ("Hugging Face", "#4c72b0"),
             "upstream": ("MoE1D", "#7f7f7f")}
@@ -35,16 +35,16 @@ Points = dict[tuple[int, int], dict[str, float]]
 
 def speeds(record: dict[str, Any], key: str,
            figure: str = "tokens_per_second") -> Points:
-  """Tokens per second of every subject.
+  """Collects the tokens per second of every subject.
 
   Args:
-    record: of a suite that compares subjects.
-    key: the field of `Spec` that the suite varies besides the experts.
-    figure: another figure instead, such as "peak_rss_mb".
+    record: record of a suite that compares subjects.
+    key: field of `Spec` that the suite varies besides the experts.
+    figure: figure to collect instead, such as "peak_rss_mb".
 
   Returns:
-    (its value, experts) to label to the median over the runs; only groups in
-      which subjects are compared.
+    (value of the key, experts) -> label -> median over the runs. Groups that do
+      not compare subjects are left out.
   """
   found: dict[tuple[int, int], dict[str, list[float]]] = {}
   for group in record["groups"]:
@@ -61,12 +61,12 @@ def speeds(record: dict[str, Any], key: str,
 
 
 def draw(points: Points, title: str, path: str) -> None:
-  """Draws tokens per second by experts, a panel for each value of the key.
+  """Draws tokens per second by experts, in a panel per value of the key.
 
   Args:
-    points: see `speeds`.
-    title: of the panels, with {} for the value.
-    path: of the file to write.
+    points: figures, as from `speeds`.
+    title: title of a panel, with {} for the value.
+    path: file to write.
   """
   values = sorted({value for value, _ in points})
   figure, grid = plt.subplots(
@@ -90,11 +90,11 @@ def draw(points: Points, title: str, path: str) -> None:
 
 
 def speed_table(points: Points, heading: str) -> str:
-  """A Markdown table of `speeds`.
+  """Formats the figures of the subjects as a Markdown table.
 
   Args:
-    points: see `speeds`.
-    heading: of the column of the key.
+    points: figures, as from `speeds`.
+    heading: heading of the key's column.
 
   Returns:
     The table.
@@ -112,9 +112,9 @@ def speed_table(points: Points, heading: str) -> str:
 
 
 def claims_table(records: dict[str, dict[str, Any]]) -> str:
-  """A Markdown table of what is claimed and what was measured.
+  """Returns a Markdown table of the claims and the measured figures.
 
-  Ratios that have no target are in the records only.
+  Ratios without a target are left out.
   """
   rows = []
   for record in records.values():
@@ -128,6 +128,7 @@ def claims_table(records: dict[str, dict[str, Any]]) -> str:
 
 
 def _measured(result: dict[str, Any]) -> str:
+  """Formats a result's figure, with its range if there were several runs."""
   unit = " s" if result["what"] == "seconds" else ""
   text = f"{result['value']:.2f}{unit}"
   if result["runs"] > 1:
@@ -143,18 +144,20 @@ def _target(result: dict[str, Any]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a Markdown table."""
   lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
   return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def profile_tables(record: dict[str, Any]) -> str:
-  """Where time and memory go, as Markdown.
+  """Formats the time and memory of the profiled steps as Markdown.
 
   Args:
-    record: of `benchmarks.profile`.
+    record: record of `benchmarks.profile`.
 
   Returns:
-    Two tables, and sentences on two processes and on what the machine could do.
+    Two tables, and sentences on the messages of two processes and on the
+      machine's rates.
   """
   steps = record["steps"]
   parts = sorted({part for step in steps for part in step["seconds"]},
@@ -188,17 +191,19 @@ def profile_tables(record: dict[str, Any]) -> str:
 
 
 def _messages(step: dict[str, Any]) -> str:
+  """Returns a sentence on the messages and computing time of processes."""
   busy = " and ".join(f"{one:.2f} s" for one in step["busy_seconds"])
   return (f"`{step['name']}`: {step['messages']} messages in a step; the "
           f"processes compute for {busy} of it.")
 
 
 def _mb(size: float | None) -> str:
+  """Formats a number of MB; empty if unknown or 0."""
   return f"{size:,.0f}" if size else ""
 
 
 def _seconds(step: dict[str, Any], part: str) -> str:
-  """What a part of a step took and, but for matmuls, its GB/s in brackets."""
+  """Formats the seconds of a part of a step; GB/s in brackets if not matmul."""
   if part not in step["seconds"]:
     return ""
   rate = step.get("gb_per_second", {}).get(part, 0) if part != "matmul" else 0
@@ -207,7 +212,7 @@ def _seconds(step: dict[str, Any], part: str) -> str:
 
 
 def machine_line(record: dict[str, Any]) -> str:
-  """On what the figures were measured, in a sentence."""
+  """Returns a sentence on the machine that the figures were measured on."""
   machine = record["machine"]
   versions = ", ".join(
       f"{name} {version}" for name, version in machine["versions"].items()
@@ -218,10 +223,10 @@ def machine_line(record: dict[str, Any]) -> str:
 
 
 def markdown(records: dict[str, dict[str, Any]]) -> str:
-  """Everything that stands between the markers of README.md.
+  """Writes the text between the markers of README.md.
 
   Args:
-    records: see `read`.
+    records: records by suite, as from `read`.
 
   Returns:
     Markdown.
@@ -246,17 +251,17 @@ def markdown(records: dict[str, dict[str, Any]]) -> str:
 
 
 def replace(text: str, new: str) -> str:
-  """Puts `new` between the markers of a text.
+  """Replaces the part of a text between the markers.
 
   Args:
-    text: of README.md.
-    new: what shall stand between the markers.
+    text: text of the whole file.
+    new: text to put between the markers.
 
   Returns:
-    The whole text.
+    The whole text, changed.
 
   Raises:
-    ValueError: if the markers are not there, once and in order.
+    ValueError: if the text does not have both markers, once and in order.
   """
   before, begin, rest = text.partition(BEGIN)
   _, end, after = rest.partition(END)
@@ -264,7 +269,7 @@ def replace(text: str, new: str) -> str:
     raise ValueError(
         "report: the file must have the markers once and in order, with "
         f"{BEGIN}={text.count(BEGIN)}, {END}={text.count(END)}. Add them where "
-        "the tables shall be.")
+        "the tables belong.")
   return f"{before}{begin}\n{new}\n{end}{after}"
 
 
@@ -272,7 +277,7 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command.
 
   Args:
-    arguments: of the command line.
+    arguments: command-line arguments.
   """
   parser = argparse.ArgumentParser(prog="python -m benchmarks.report")
   parser.add_argument("--results", default=RESULTS)
@@ -293,7 +298,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _rewrite(path: str, new: str) -> None:
-  """Puts `new` between the markers of a file, if it has some."""
+  """Puts `new` between the markers of a file, if the file has markers."""
   with open(path) as f:
     text = f.read()
   if BEGIN in text:

@@ -1,15 +1,15 @@
-"""What it costs to split the model over processors and over processes.
+"""Measures the cost of splitting a model over processors and processes.
 
   python -m benchmarks.scale
 
-The same training step, by turns, as
+The same training step runs in alternating turns as
 
   one_processor    one process, a mesh of one processor
   two_processors   one process, a mesh of two: batch and experts are split
   two_processes    that mesh over two TensorFlow servers, which talk by gRPC
 
-Two processes on one machine have the same cores as one, so the most that can be
-hoped for is the speed of the second.
+Two processes on one machine share the cores that one process has, so
+two_processes is at best as fast as two_processors.
 """
 
 import contextlib
@@ -34,20 +34,20 @@ SERVE = "--serve"
 
 
 def devices() -> list[str]:
-  """The CPU of each server, by TensorFlow's name."""
+  """Returns TensorFlow's name of the CPU of each server."""
   return [f"/job:worker/task:{i}/device:CPU:0" for i in range(PROCESSES)]
 
 
 def over_servers(ports: Sequence[int]) -> dict[str, Any]:
-  """Arguments of `build` for a mesh over servers on these ports."""
+  """Returns the arguments of `build` for a mesh over servers on these ports."""
   return {"devices": devices(), "target": f"grpc://localhost:{ports[0]}"}
 
 
 def suite(ports: Sequence[int], **sizes: int) -> harness.Suite:
-  """What is measured and claimed.
+  """Builds the suite: what is measured and claimed.
 
   Args:
-    ports: of the servers.
+    ports: ports of the servers.
     **sizes: fields of `Spec`.
 
   Returns:
@@ -67,7 +67,7 @@ def suite(ports: Sequence[int], **sizes: int) -> harness.Suite:
 
 
 def free_ports(number: int) -> list[int]:
-  """Ports of this machine that nobody listens to."""
+  """Returns ports of this machine that no process listens on."""
   with contextlib.ExitStack() as stack:
     sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
     for one in sockets:
@@ -77,13 +77,13 @@ def free_ports(number: int) -> list[int]:
 
 @contextlib.contextmanager
 def servers(ports: Sequence[int]) -> Iterator[None]:
-  """Has one server listen on each port, in a process of its own.
+  """Starts a server process per port, and kills them at the end.
 
   Args:
-    ports: of the servers.
+    ports: ports of the servers.
 
   Yields:
-    Nothing, when all of them are ready.
+    None, once all servers are ready.
   """
   started = []
   try:
@@ -98,11 +98,11 @@ def servers(ports: Sequence[int]) -> Iterator[None]:
       if answer != READY:
         raise RuntimeError(
             f"{NAME}: a server must start, with ports={list(ports)}, "
-            f"answer={answer!r}. Mend what it wrote above.")
+            f"answer={answer!r}. Fix the error that it wrote above.")
     yield
   finally:
     for server in started:
-      # A TensorFlow server has no way to end but with its process.
+      # A TensorFlow server ends only with its process.
       server.kill()
       server.wait()
       server.stdin.close()
@@ -110,14 +110,14 @@ def servers(ports: Sequence[int]) -> Iterator[None]:
 
 
 def serve(task: int, ports: Sequence[int]) -> None:
-  """Is a server until its input ends.
+  """Runs a server until standard input ends.
 
   Args:
-    task: its number.
-    ports: of all servers.
+    task: number of the server.
+    ports: ports of all servers.
   """
   import tensorflow.compat.v1 as tf
-  # Each has its share of the cores, as if it had a machine of its own.
+  # Each server gets its share of the cores, as if it had its own machine.
   threads = max(1, (os.cpu_count() or 1) // len(ports))
   config = tf.ConfigProto(
       intra_op_parallelism_threads=threads,
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command.
 
   Args:
-    arguments: of the command line.
+    arguments: command-line arguments.
   """
   if arguments[:1] == [SERVE]:
     serve(int(arguments[1]), json.loads(arguments[2]))

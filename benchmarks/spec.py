@@ -1,4 +1,4 @@
-"""What is built and timed: one value that names it."""
+"""The model and task of a measurement, and the interface that runs them."""
 
 import dataclasses
 from typing import Any
@@ -9,23 +9,23 @@ TASKS = ("train", "forward_backward", "decode", "layer")
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """A model and what it is to do.
+  """A model and its task.
 
-  d_model 256, d_ff 1024, 4 + 4 layers, 4 heads of 64, every other feed-forward
-  layer sparse, float32, no dropout: the same for everybody.
+  All subjects have d_model 256, d_ff 1024, 4 + 4 layers, 4 heads of 64, every
+  other feed-forward layer sparse, float32 and no dropout.
 
   Attributes:
-    subject: whose code, one of `SUBJECTS`.
+    subject: implementation to measure, one of `SUBJECTS`.
     task: one of `TASKS`. "train" is forward, backward and Adafactor; "layer" is
       one feed-forward layer alone, forward and backward, on the inputs.
-    experts: of each sparse layer; 1 is the dense model.
+    experts: experts of each sparse layer; 1 is the dense model.
     vocabulary: rows of the embedding.
-    batch: sequences.
-    inputs: tokens of one input.
-    targets: tokens of one target, or tokens to decode.
-    capacity_factor: in training.
-    group_size: tokens that compete for slots; half of it for two processors.
-    processors: of the mesh, which splits the batch and the experts.
+    batch: sequences per batch.
+    inputs: tokens per input.
+    targets: tokens per target, or tokens to decode.
+    capacity_factor: capacity factor in training.
+    group_size: tokens that compete for slots; halved for two processors.
+    processors: processors of the mesh, which splits the batch and the experts.
   """
 
   subject: str
@@ -41,7 +41,7 @@ class Spec:
 
   @property
   def tokens(self) -> int:
-    """Tokens that count: those read, or those written in decoding."""
+    """The tokens that count: those read, or those written in decoding."""
     if self.task == "decode":
       return self.batch * self.targets
     if self.task == "layer":
@@ -50,22 +50,22 @@ class Spec:
 
 
 class Subject:
-  """A model that has been built and waits for its turns.
+  """A model that is built and ready to run its task.
 
   Attributes:
-    facts: what it says of itself, for the record: `parameters`; of training
-      also `updated_parameters` of one step, and what shows that experts were
-      busy: `updated_experts`, the least and the most of any layer, or
-      `tokens_per_expert`, the least and the most that one got. `rss_mb` is
-      what the process held at stages of building it.
+    facts: facts for the record. All subjects have `parameters`; whole models
+      have `rss_mb`, the memory of the process at stages of building. Training
+      adds `updated_parameters` of one step and, as evidence that no expert was
+      idle, `updated_experts`, the least and the most in a layer, or
+      `tokens_per_expert`, the least and the most of an expert.
   """
 
   facts: dict
 
   def step(self) -> None:
-    """Does the task once and returns when it is done."""
+    """Does the task once; returns when the task is done."""
     raise NotImplementedError
 
   def profile(self) -> dict[str, Any]:
-    """Does the task once and says where its time went, as `trace.summary`."""
+    """Does the task once; returns where its time went, as `trace.summary`."""
     raise NotImplementedError

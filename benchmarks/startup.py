@@ -1,20 +1,20 @@
-"""How long a user waits: for the first training step, for the first answer.
+"""Measures how long a user waits for the first step and the first answer.
 
   python -m benchmarks.startup
 
-Both are times of `run_t5.py` with the demo's Switch model, from the start of
+Both times are of `run_t5.py` with the demo's Switch model, from the start of
 the process:
 
-  first_step    until the record of step 1 is in `metrics.jsonl`. That includes
-                what comes before the first step in every run: imports, reading
+  first_step    until the record of step 1 is in `metrics.jsonl`. This includes
+                what every run does before its first step: imports, reading
                 data, building the graph, and saving the checkpoint of step 0.
-                Not included are later checkpoints.
-  first_answer  until the decoding of one line, as long as the demo's targets,
-                is written. That includes reading the checkpoint.
+                Later checkpoints are not included.
+  first_answer  until one decoded line, as long as the demo's targets, is
+                written. This includes reading the checkpoint.
 
-Each process is stopped when what was waited for is there. A run that is not
-timed comes first: it prepares the data set, as the first run on a machine does,
-and leaves the checkpoint that is decoded.
+Each process is stopped once its file is written. An untimed run comes first: it
+prepares the data set, as the first run on a machine does, and leaves the
+checkpoint for decoding.
 """
 
 import argparse
@@ -39,29 +39,30 @@ DEMO = "gin/experiments/demo_switch.gin"
 TRAIN = (f"--gin_file={DEMO}", "--gin_param=progress.record_steps = 1")
 INFER = ("--gin_file=infer.gin", "--gin_file=greedy_decode.gin",
          "--gin_param=infer_checkpoint_step = -1")
-# What the demo trains on; a record of it names the model and the task.
+# Sizes of the demo, by which a record identifies model and task.
 DEMO_SPEC = dict(experts=16, vocabulary=1000, batch=128, inputs=24, targets=6)
 POLL_SECONDS = 0.01
 LIMIT_SECONDS = 300
 
 
 def run_t5(model_dir: str, *flags: str) -> list[str]:
-  """The command line of a run."""
+  """Returns the command line of a run."""
   return [sys.executable, "run_t5.py", f"--model_dir={model_dir}", *flags]
 
 
 def seconds_until(command: Sequence[str], path: str) -> float:
-  """Starts a process and waits until a file is written; then stops it.
+  """Starts a process, waits until it has written a file, and stops it.
 
   Args:
-    command: what to start.
-    path: the file.
+    command: command line of the process.
+    path: path of the file.
 
   Returns:
     Seconds from the start of the process to the file.
 
   Raises:
-    RuntimeError: if the process ends, or time does, without the file.
+    RuntimeError: if the process ends without the file, or does not write it
+      within `LIMIT_SECONDS`.
   """
   with tempfile.TemporaryFile("w+", errors="replace") as log:
     start = time.perf_counter()
@@ -74,8 +75,8 @@ def seconds_until(command: Sequence[str], path: str) -> float:
           log.seek(0)
           raise RuntimeError(
               f"{NAME}: the run must write {os.path.basename(path)}, with "
-              f"seconds={seconds:.0f}, exit code={process.poll()}. Mend what "
-              f"it wrote:\n{log.read()[-harness.LOG_CHARACTERS:]}")
+              f"seconds={seconds:.0f}, exit code={process.poll()}. Fix the "
+              f"error in its log:\n{log.read()[-harness.LOG_CHARACTERS:]}")
         time.sleep(POLL_SECONDS)
       return time.perf_counter() - start
     finally:
@@ -84,7 +85,7 @@ def seconds_until(command: Sequence[str], path: str) -> float:
 
 
 def _written(path: str) -> bool:
-  # Both files are written at once, when they are closed.
+  # Both files appear with their whole content, when they are closed.
   with contextlib.suppress(OSError):
     return os.path.getsize(path) > 0
   return False
@@ -93,21 +94,21 @@ def _written(path: str) -> bool:
 def measure_group(
     group: Group, alternations: int, steps: int, tell: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
-  """Measures both times by turns; see `harness.measure`.
+  """Measures both times in alternating turns; see `harness.measure`.
 
   Args:
-    group: names the two jobs.
-    alternations: times to measure each.
+    group: group of the two jobs.
+    alternations: number of measurements of each job.
     steps: not used.
-    tell: takes lines of progress.
+    tell: function that takes lines of progress.
 
   Returns:
-    Label to what was measured.
+    Label -> measurements of the job.
   """
   del steps
   seconds: dict[str, list[float]] = {job.label: [] for job in group.jobs}
   with tempfile.TemporaryDirectory() as folder:
-    tell("a run that is not timed prepares data and checkpoint")
+    tell("an untimed run prepares the data and the checkpoint")
     trained = os.path.join(folder, "trained")
     subprocess.run(
         run_t5(trained, *TRAIN, "--gin_param=train_steps = 1",
@@ -140,7 +141,7 @@ def _first_answer(trained: str, folder: str, turn: int) -> float:
 
 
 def suite() -> harness.Suite:
-  """What is measured and claimed."""
+  """Builds the suite: what is measured and claimed."""
   group = Group("demo", (
       Job("first_step", Spec("ours", "train", **DEMO_SPEC)),
       Job("first_answer", Spec("ours", "decode", **DEMO_SPEC))))
@@ -157,6 +158,6 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  # So that a run is not left behind that would train for minutes.
+  # sys.exit makes `seconds_until` kill its run, which would train for minutes.
   signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
   harness.run(suite(), options(sys.argv[1:]), measure_group)

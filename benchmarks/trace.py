@@ -1,6 +1,6 @@
-"""What a trace of one step says: where its time and its memory went.
+"""Summarises the trace of one step: where its time and memory went.
 
-`MeshSubject.profile` takes the trace; TensorFlow is imported by whoever does.
+`MeshSubject.profile` takes the trace. This module does not import TensorFlow.
 """
 
 import collections
@@ -8,7 +8,8 @@ import math
 import re
 from typing import Any
 
-# The first that is found in "name kind" of an operation is what it is for.
+# Part of a step -> pattern. An operation belongs to the first part whose
+# pattern is found in its "name kind".
 PARTS = {
     "messages": r"RecvTensor| _?(Host)?(Send|Recv)$",
     "logits": r"while/decoder/einsum",
@@ -20,13 +21,13 @@ PARTS = {
     "routing and dispatch": r"SwitchFFN|moe_1d",
     "embedding and loss": r"rows|cross_entropy|one_hot|embedding",
 }
-IN_KIND = ("matmul",)  # looked for in the kind alone
-# Of kinds that read of their first input no more than they write.
+IN_KIND = ("matmul",)  # parts whose pattern is looked for in the kind alone
+# Kinds that read no more of their first input than they write.
 READ_A_PART = ("Gather", "GatherV2", "GatherNd", "Slice", "StridedSlice")
 
 
 def part_of(name: str, kind: str) -> str:
-  """What an operation is for, by its name and kind."""
+  """Returns the part of a step that an operation belongs to."""
   for part, pattern in PARTS.items():
     if re.search(pattern, kind if part in IN_KIND else f"{name} {kind}"):
       return part
@@ -34,13 +35,13 @@ def part_of(name: str, kind: str) -> str:
 
 
 def matmul_flops(op) -> int:
-  """Multiplications and additions of a matmul of known shape.
+  """Counts the multiplications and additions of a matmul of known shape.
 
   Args:
     op: a tf.Operation.
 
   Returns:
-    Their number, 0 for other operations.
+    Their number; 0 for other operations.
   """
   if op.type == "Einsum":
     letters = op.get_attr("equation").decode().split("->")[0].split(",")
@@ -57,11 +58,15 @@ def matmul_flops(op) -> int:
 
 
 def moved_bytes(op) -> int:
-  """Bytes that an operation reads and writes, if it does so once.
+  """Counts the bytes of an operation that reads and writes everything once.
+
+  Inputs and outputs of unknown shape, and handles of variables, count as 0.
 
   Args:
-    op: a tf.Operation. Of inputs and outputs of unknown shape, and of handles
-      of variables, nothing is counted.
+    op: a tf.Operation.
+
+  Returns:
+    The number of bytes read and written.
   """
   inputs = op.outputs if op.type in READ_A_PART else op.inputs
   return sum(
@@ -71,18 +76,19 @@ def moved_bytes(op) -> int:
 
 
 def summary(step_stats, graph) -> dict[str, Any]:
-  """What a trace comes to.
+  """Summarises a trace.
 
   Args:
-    step_stats: of a tf.RunMetadata.
+    step_stats: step_stats of a tf.RunMetadata.
     graph: the tf.Graph that was run.
 
   Returns:
-    For the record: `seconds` by part, each operation counted by itself even if
-    two ran at once; `operations`; `gb_per_second` by part, read and written;
-    of the part "matmul" `matmul_gflop` and their rate; `messages` between
-    processes, and `busy_seconds` of each; `tensors_mb` by part, when those that
-    the step made are most.
+    Entries of the record. `seconds` by part: operations add up even if they ran
+      at the same time. `operations`: their number, without messages.
+      `gb_per_second` by part, read and written. `matmul_gflop` and
+      `matmul_gflop_per_second` of the part "matmul". `messages`: number of
+      messages between processes. `busy_seconds` of each device. `tensors_mb` by
+      part, at the peak of the tensors that the step made.
   """
   spent, moved, moving, busy = (collections.Counter() for _ in range(4))
   flops = operations = messages = 0
@@ -97,7 +103,7 @@ def summary(step_stats, graph) -> dict[str, Any]:
     operations += 1
     busy[device] += took
     op = known.get(name)
-    if op is None:  # of TensorFlow's own making
+    if op is None:  # added by TensorFlow, not in the graph
       continue
     moved[part] += moved_bytes(op)
     moving[part] += took
@@ -114,7 +120,7 @@ def summary(step_stats, graph) -> dict[str, Any]:
 
 
 def _nodes(step_stats):
-  """(device, name, kind, record) of every operation that ran."""
+  """Yields (device, name, kind, record) of every operation that ran."""
   for device in step_stats.dev_stats:
     for node in device.node_stats:
       kind = node.timeline_label.partition("= ")[2].partition("(")[0]
@@ -124,7 +130,7 @@ def _nodes(step_stats):
 
 
 def _tensors_at_their_most(step_stats) -> dict[str, float]:
-  """MB by part when the tensors that a step made take the most memory."""
+  """Returns MB by part at the peak of the tensors that a step made."""
   changes = sorted(
       ((record.alloc_micros, record.alloc_bytes, part_of(name, kind))
        for _, name, kind, node in _nodes(step_stats)

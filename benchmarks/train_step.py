@@ -1,9 +1,10 @@
-"""How fast a training step is: ours, mesh_tensorflow's and Hugging Face's.
+"""Measures training speed: ours, mesh_tensorflow's and Hugging Face's.
 
   python -m benchmarks.train_step
 
-Forward, backward and Adafactor, 16 x (256 + 64) tokens; the same experts get
-the same tokens on all sides. A ratio is our tokens per second over the other's.
+A step is forward, backward and Adafactor on 16 x (256 + 64) tokens. All
+subjects send the same tokens to the same experts. A ratio is our tokens per
+second over the rival's.
 """
 
 import sys
@@ -16,77 +17,78 @@ from benchmarks.spec import Spec
 
 NAME = "train_step"
 DENSE = 1
-# By rival: the least that our speed over its may be.
+# Rival -> vocabulary -> smallest ratio of speeds that meets the target.
 SPARSE_TARGETS = {"hugging_face": {512: 1.5, 32128: 1.5},
                   "upstream": {512: 1.6, 32128: 2.2}}
 DENSE_TARGETS = {"hugging_face": 1.2}  # upstream's dense model is T5's own
 GROWTH_TARGET = 1.35
 SPARSE_TAX_TARGET = 1.08
 SPARSE_TAX_EXPERTS, SPARSE_TAX_VOCABULARY = 32, 512
-# The models differ in next to nothing: a table of relative positions more.
+# The models differ only by a table of relative positions.
 UPDATED_TOLERANCE = 0.01
 
 
 def target(rival: str, experts: int, vocabulary: int) -> float | None:
-  """What we claim against a rival."""
+  """Returns the target of our ratio to a rival; None if nothing is claimed."""
   if experts == DENSE:
     return DENSE_TARGETS.get(rival)
   return SPARSE_TARGETS[rival].get(vocabulary)
 
 
 def check(group: Group, measurements: dict[str, dict[str, Any]]) -> None:
-  """Refuses to compare different work.
+  """Checks that the subjects of a group did the same work.
 
   Args:
-    group: what was measured.
-    measurements: by label.
+    group: measured group.
+    measurements: measurements by label.
 
   Raises:
-    ValueError: if an expert was idle, or if the subjects of a group that holds
-      rivals did not update as many weights as each other.
+    ValueError: if an expert was idle, or if the subjects of a group with rivals
+      updated different numbers of parameters.
   """
   for label, found in measurements.items():
     experts = found["spec"]["experts"]
     if experts > 1 and idle(found["facts"], experts):
       raise ValueError(
           f"{NAME}: every expert must get tokens, with group={group.name}, "
-          f"subject={label}, experts={experts}, facts={found['facts']}. Mend "
-          "how that subject's module in benchmarks/ spreads the tokens.")
+          f"subject={label}, experts={experts}, facts={found['facts']}. "
+          "Correct how that subject's module in benchmarks/ spreads tokens.")
   if group.name.startswith("e"):
     _check_updates(group, measurements)
 
 
 def idle(facts: dict[str, Any], experts: int) -> bool:
-  """Whether an expert of some layer got no token, or was not updated."""
+  """Returns whether an expert of some layer got no token or no update."""
   if "tokens_per_expert" in facts:
     return facts["tokens_per_expert"]["min"] <= 0
   if "updated_experts" in facts:
     return facts["updated_experts"]["min"] < experts
-  # A task without an optimizer has nothing to show.
+  # A task without an optimizer reports no updates, so nothing can be checked.
   return "updated_parameters" in facts
 
 
 def _check_updates(
     group: Group, measurements: dict[str, dict[str, Any]]) -> None:
+  """Checks that all subjects updated equally many parameters."""
   updated = {label: found["facts"]["updated_parameters"]
              for label, found in measurements.items()}
   if min(updated.values()) < max(updated.values()) * (1 - UPDATED_TOLERANCE):
     shown = ", ".join(f"{label}={n:,}" for label, n in updated.items())
     raise ValueError(
-        f"{NAME}: the subjects must update as many parameters, with "
-        f"group={group.name}, {shown}. Mend the model of the one that differs.")
+        f"{NAME}: the subjects must update equally many parameters, with "
+        f"group={group.name}, {shown}. Correct the model that differs.")
 
 
 def suite(
     experts: Sequence[int], vocabulary: Sequence[int], rivals: Sequence[str],
     **sizes: int,
 ) -> harness.Suite:
-  """What is measured and claimed.
+  """Builds the suite: what is measured and claimed.
 
   Args:
-    experts: 1 is the dense model.
-    vocabulary: sizes of it.
-    rivals: against whom.
+    experts: numbers of experts; 1 is the dense model.
+    vocabulary: vocabulary sizes.
+    rivals: subjects to compare ours with.
     **sizes: other fields of `Spec`.
 
   Returns:
@@ -118,7 +120,7 @@ def suite(
 
 
 def _growth(vocabulary: int, sizes: dict[str, int]) -> Group:
-  """Sixteen times the experts; the work of a token stays the same."""
+  """Builds a group of 8 and 128 experts, with the same work per token."""
   return Group(f"growth/e8_to_e128/v{vocabulary}", tuple(
       Job(f"e{e}", Spec("ours", "train", experts=e, vocabulary=vocabulary,
                         **sizes))
@@ -126,7 +128,10 @@ def _growth(vocabulary: int, sizes: dict[str, int]) -> Group:
 
 
 def _sparse_tax(sizes: dict[str, int]) -> Group:
-  """As many operations as the dense model: without an optimizer, factor 1."""
+  """Builds a group of a sparse and a dense model with equally many operations.
+
+  The capacity factor is 1, and there is no optimizer.
+  """
   v = SPARSE_TAX_VOCABULARY
   return Group(f"sparse_tax/e{SPARSE_TAX_EXPERTS}/v{v}", tuple(
       Job(label, Spec("ours", "forward_backward", experts=e, vocabulary=v,
@@ -138,7 +143,7 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command.
 
   Args:
-    arguments: of the command line.
+    arguments: command-line arguments.
   """
   parser = harness.parser(
       NAME, experts=(DENSE, 8, 32, 128), vocabulary=(512, 32128),

@@ -1,11 +1,11 @@
-"""The process of one subject: builds it, then does steps when it is told to.
+"""The process of one subject: builds the subject and runs steps on command.
 
   python -m benchmarks.worker '<Spec as JSON>' ['<more arguments of build>']
 
-It prints one line of JSON when it is built and warm, and one for each line that
-it reads: for `go N` what N steps took, for `profile` where the time of one
-goes. It ends when its input does. Nothing else goes to its standard output:
-what libraries print goes to standard error.
+The process prints one line of JSON once the subject is built and warmed up, and
+one for each line that it reads: for `go N` the seconds of N steps, for
+`profile` where the time of one step goes. It ends when its input ends. Standard
+output has nothing else: what libraries print goes to standard error.
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ WARM_UP = 2  # steps; the first also compiles, allocates and reads
 def build(spec: Spec, **options: Any) -> Subject:
   """Builds the subject that `spec` names.
 
-  Only its own libraries are imported, so that neither TensorFlow nor torch
-  counts in the memory of the other, or takes its threads.
+  Only the subject's own libraries are imported, so that neither TensorFlow nor
+  torch adds to the memory of the other or takes its threads.
 
   Args:
-    spec: what to build.
-    **options: more arguments of the subject's own `build`.
+    spec: model and task to build.
+    **options: further arguments of the subject's own `build`.
 
   Returns:
     The subject.
 
   Raises:
-    ValueError: if there is no such subject.
+    ValueError: if the subject is unknown.
   """
   if spec.subject not in SUBJECTS:
     raise ValueError(
@@ -55,9 +55,9 @@ def build(spec: Spec, **options: Any) -> Subject:
 
 
 def peak_rss_mb() -> float:
-  """The most memory that this process has held so far, in MB."""
+  """Returns the peak memory of this process so far, in MB."""
   try:
-    # Since its program began: `getrusage` counts what started it, too.
+    # VmHWM starts with the program; `getrusage` includes its parent's peak.
     with open("/proc/self/status") as f:
       status = f.read()
     return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024 / 1e6
@@ -70,9 +70,9 @@ def serve(subject: Subject, commands: TextIO, answers: TextIO) -> None:
   """Answers each `go N` and `profile` until the commands end.
 
   Args:
-    subject: what does the steps.
-    commands: lines to read.
-    answers: where to write.
+    subject: subject to run.
+    commands: stream of command lines.
+    answers: stream to write the answers to.
 
   Raises:
     ValueError: if a line is not a command.
@@ -95,13 +95,15 @@ def serve(subject: Subject, commands: TextIO, answers: TextIO) -> None:
 
 
 def _answer(answers: TextIO, values: dict[str, Any]) -> None:
+  """Writes an answer as one line of JSON."""
   print(json.dumps(values), file=answers, flush=True)
 
 
 def _take_standard_output() -> TextIO:
-  """What was standard output; whoever prints there now prints to error.
+  """Returns standard output and redirects later prints to standard error.
 
-  The file descriptor is what counts: libraries print from C++ as well.
+  The file descriptor itself is redirected, because libraries also print from
+  C++.
   """
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
@@ -109,10 +111,10 @@ def _take_standard_output() -> TextIO:
 
 
 def main(arguments: list[str]) -> None:
-  """Builds, warms up and serves.
+  """Builds a subject, warms it up and serves it.
 
   Args:
-    arguments: the Spec and, if need be, more arguments of `build`, as JSON.
+    arguments: the Spec and, optionally, further arguments of `build`, as JSON.
   """
   answers = _take_standard_output()
   spec = Spec(**json.loads(arguments[0]))

@@ -114,8 +114,8 @@ def test_records_of_a_suite_are_joined(tmp_path):
       result["name"] for result in one["results"] + other["results"]]
   other["machine"] |= {"commit": "another"}
   (tmp_path / "b.json").write_text(json.dumps(other))
-  with pytest.raises(ValueError, match="records of one suite must be of one "
-                     "machine and commit, with suite=train_step"):
+  with pytest.raises(ValueError, match="records of one suite must come from "
+                     "one machine and commit, with suite=train_step"):
     record.read(str(tmp_path))
 
 
@@ -133,7 +133,7 @@ def test_memory_is_read_from_what_was_recorded(tmp_path, capsys):
   assert made["complete"] and made["machine"] == one["machine"]
   other = one | {"suite": "decode", "machine": {"processor": "another"}}
   (tmp_path / "b.json").write_text(json.dumps(other))
-  with pytest.raises(ValueError, match="memory: the records must be of one "):
+  with pytest.raises(ValueError, match="memory: the records must come from "):
     memory.main([f"--results={tmp_path}"])
 
 

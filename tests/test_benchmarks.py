@@ -291,8 +291,8 @@ def test_idle_experts_are_refused(facts):
 
 def test_different_work_is_refused():
   busy = {"tokens_per_expert": {"min": 1, "max": 9}}
-  with pytest.raises(ValueError, match="must update as many parameters, with "
-                     "group=e4/v512, ours=1,000, hf=980"):
+  with pytest.raises(ValueError, match="must update equally many parameters, "
+                     "with group=e4/v512, ours=1,000, hf=980"):
     train_step.check(Group("e4/v512", ()), {
         "ours": found(updated_parameters=1000, **busy),
         "hf": found(updated_parameters=980, **busy)})

@@ -66,8 +66,8 @@ def test_a_run_gets_what_it_needs(monkeypatch, tmp_path):
 @pytest.mark.parametrize("used", ["student", "nothing", "later/model.ckpt-1"])
 def test_what_a_run_uses_must_come_before(used):
   with pytest.raises(ValueError, match=(
-      "compare: a run must use one that comes before it, with model=student, "
-      f"used={used}, models=")):
+      "compare: a model must use only models that come before it, with "
+      f"model=student, used={used}, models=")):
     compare.compare(
         None, models=dict.fromkeys(("teacher", "student", "later"), "f"),
         title="", from_runs={"student": {"distill_from.checkpoint": used}})
@@ -99,7 +99,7 @@ def test_a_finished_run_is_of_the_gin_files_as_they_are(tmp_path):
   assert compare._is_finished(str(tmp_path), command)
   inner.write_text("d_ff = 128\n")
   with pytest.raises(ValueError, match=(
-      "compare: a finished run must be of the gin files as they are, with "
+      "compare: the gin files of a finished run must not change, with "
       rf"run={tmp_path}, changed=\['d_ff'\]")):
     compare._is_finished(str(tmp_path), command)
 
@@ -117,7 +117,7 @@ def test_a_run_that_ended_well_is_noted_and_one_that_failed_is_named(
   assert end.value.code == 7
   printed = capsys.readouterr().err
   assert "[1/2] good\n[2/2] bad\n" in printed
-  assert "bad failed. The same command goes on from here." in printed
+  assert "bad failed. The same command resumes from here." in printed
   assert json.loads((tmp_path / "good/finished.json").read_text()) == {
       "command": python("pass")[2:], "bindings": {}}
   assert not (tmp_path / "bad/finished.json").exists()

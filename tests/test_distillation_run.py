@@ -302,7 +302,7 @@ def test_bad_input_is_explained(teacher, tmp_path):
       (("MIXTURE_NAME = 'public_domain_span_corruption_4k'",),
        "student and teacher must have one vocabulary"),
       (("teacher/SwitchFFN.num_experts = 8",),
-       "the teacher's checkpoint must be of the teacher's model"),
+       "the teacher's checkpoint must match the teacher's model"),
       (("temperature = 0.0",), "temperature must be a finite number")):
     done = run(tmp_path / "run", *flags(teacher, *params))
     assert done.returncode == 1

@@ -89,7 +89,7 @@ def test_what_was_half_written_is_written_again(tmp_path):
 def test_a_stale_cache_is_refused(tmp_path, name, value):
   filled(tmp_path)
   with pytest.raises(ValueError, match=(
-      f"logit_cache: the cache must be of this run, with {name}="
+      f"logit_cache: the cache must match this run, with {name}="
       f"{getattr(ABOUT, name)} in directory={tmp_path}, {name}={value} in the "
       "run. Set logit_cache.directory")):
     opened(tmp_path, **{name: value})
@@ -194,13 +194,13 @@ def test_bad_caches_are_explained(teacher, logits, tmp_path):  # noqa: F811
       (cached(teacher, logits, "train_steps = 9"),
        "each row of the run must be in the cache, with 4 of a batch's 4 rows"),
       (cached(f"{teacher}/model.ckpt-0", logits),
-       "the cache must be of this run, with teacher="),
+       "the cache must match this run, with teacher="),
       ([*cached(teacher, logits, "logit_cache.top_k = 2000"),
-        f"--gin_file={FILL}"], "the cache must be of this run, with top_k="),
+        f"--gin_file={FILL}"], "the cache must match this run, with top_k="),
       ([*cached(teacher, tmp_path / "new", "logit_cache.top_k = 2000"),
-        f"--gin_file={FILL}"], "top_k must be at most the logits"),
+        f"--gin_file={FILL}"], "top_k must be at most the size"),
       ([*flags(teacher), f"--gin_file={FILL}"],
-       "a run that fills the cache must have one"))):
+       "a run that fills the cache must name its folder"))):
     done = run(tmp_path / str(number), *arguments)
     assert done.returncode == 1
     assert f"logit_cache: {text}" in done.stderr

@@ -1,3 +1,3 @@
-"""Checkpoints for other code to read."""
+"""Exports of checkpoints for code outside this project."""
 
 from switch_mtf import upstream  # noqa: F401  (before mesh_tensorflow)

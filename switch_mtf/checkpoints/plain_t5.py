@@ -1,12 +1,12 @@
-"""Writes a dense model for T5's own tools, without this project.
+"""Exports a dense model for T5's own tools, which do not need this project.
 
     python -m switch_mtf.checkpoints.plain_t5 --model_dir=DIR --output=NEW_DIR \
         [--checkpoint_step=STEP]
 
-NEW_DIR gets the weights, without the optimizer's state, and an
-operative_config.gin that names T5's and mesh_tensorflow's layers only:
-`t5.models.MtfModel(model_dir=NEW_DIR, ...)` evaluates it and predicts with it,
-`t5_mesh_transformer` goes on training it.
+NEW_DIR gets the weights, without optimizer slots, and an operative_config.gin
+that names T5's and mesh_tensorflow's layers only.
+`t5.models.MtfModel(model_dir=NEW_DIR, ...)` evaluates the model and predicts
+with it; `t5_mesh_transformer` trains it further.
 """
 
 import argparse
@@ -22,15 +22,16 @@ from switch_mtf.gin_files import Macro, Reference
 CONFIG = "operative_config.gin"
 IMPORTS = ("mesh_tensorflow.transformer.transformer",
            "mesh_tensorflow.transformer.transformer_layers")
-# What makes a model, and the dtypes of its checkpoint.
+# The configurables that define a model and the dtypes of its checkpoint.
 CONFIGURABLES = frozenset({
     "Bitransformer", "make_bitransformer", "LayerStack", "make_layer_stack",
     "Unitransformer", "SelfAttention", "EncDecAttention", "DenseReluDense",
     "get_vocab_embedding_cls", "VocabEmbedding", "get_variable_dtype"})
-# Ours -> what has the same numbers in mesh_tensorflow; None: its default.
+# Our name -> the mesh_tensorflow name that computes the same numbers, or None
+# where that is mesh_tensorflow's default.
 UPSTREAM = {"rms_norm": "transformer.sublayer_rms_norm",
             "GatherEmbedding": None, "cross_entropy_from_ids": None}
-# Kept beside what the model uses, for whoever asks which task it was.
+# Macros kept even if the model does not use them, to record the task.
 KEPT_MACROS = ("MIXTURE_NAME", "sequence_length")
 
 
@@ -38,16 +39,16 @@ def write(model_dir: str, output: str, step: int | None = None) -> str:
   """Writes the model of a run for T5's own tools.
 
   Args:
-    model_dir: of a dense model, distilled or not.
-    output: a folder that does not exist, or is empty.
-    step: of the checkpoint; by default the last.
+    model_dir: folder of a dense model's run, distilled or not.
+    output: a folder that does not exist or is empty.
+    step: step of the checkpoint; by default the last.
 
   Returns:
     The path of the new checkpoint.
 
   Raises:
-    ValueError: if there is no such checkpoint, the output is not empty, or the
-      model has layers that T5 has not.
+    ValueError: if the checkpoint does not exist, the output is not empty, or
+      the model has layers that T5 does not have.
   """
   path = (tf.train.latest_checkpoint(model_dir) if step is None
           else os.path.join(model_dir, f"model.ckpt-{step}"))
@@ -71,10 +72,13 @@ def config(path: str) -> str:
   """Returns a run's gin configuration with upstream's layers only.
 
   Args:
-    path: of its operative_config.gin.
+    path: path of the run's operative_config.gin.
+
+  Returns:
+    The text of a gin file.
 
   Raises:
-    ValueError: if the model has layers that T5 has not.
+    ValueError: if the model has layers that T5 does not have.
   """
   macros = gin_files.macros(path)
   used, lines = set(KEPT_MACROS), []
@@ -96,7 +100,7 @@ def config(path: str) -> str:
 
 
 def _upstream(value, where: str):
-  """A value with upstream's layers; None where its default is right."""
+  """Replaces our names in a value by upstream's; None for its default."""
   if isinstance(value, list | tuple):
     return type(value)(_upstream(part, where) for part in value)
   if not isinstance(value, Reference):
@@ -114,7 +118,7 @@ def _upstream(value, where: str):
 
 
 def _write_weights(path: str, output: str) -> str:
-  """Copies a checkpoint without slots; returns the new path."""
+  """Copies a checkpoint without optimizer slots; returns the new path."""
   reader = tf.train.load_checkpoint(path)
   with tf.Graph().as_default(), tf.Session() as session:
     for name in sorted(reader.get_variable_to_shape_map()):
@@ -130,7 +134,7 @@ def _write_weights(path: str, output: str) -> str:
 
 
 def main() -> int:
-  """Writes what the arguments say."""
+  """Exports the model that the command line names; returns the exit status."""
   parser = argparse.ArgumentParser(
       prog="python -m switch_mtf.checkpoints.plain_t5",
       description=__doc__.split("\n")[0])

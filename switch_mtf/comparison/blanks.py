@@ -29,19 +29,20 @@ def fill_blanks(
     examples_per_task: int = 2,
     **unused_kwargs,
 ) -> None:
-  """An `infer_model.decode_fn`: fills blanks and writes `blanks.json`.
+  """Fills blanks and writes `blanks.json`; an `infer_model.decode_fn`.
 
   Args:
-    estimator: of the run.
-    vocabulary: of the run.
-    batch_size: sequences decoded at once.
-    sequence_length: of the run.
-    checkpoint_path: which weights.
+    estimator: estimator of the run.
+    vocabulary: vocabulary of the run.
+    batch_size: number of sequences decoded at once.
+    sequence_length: length of each feature in the run.
+    checkpoint_path: checkpoint with the weights to use.
     mixture_or_task_name: span-corruption tasks; their validation splits give
       the text.
-    tokens: length of a text, blanks included; at most that of the run's inputs.
-    examples_per_task: how many texts of each task.
-    **unused_kwargs: what else a decode_fn gets.
+    tokens: length of a text, blanks included; cut to the length of the run's
+      inputs.
+    examples_per_task: number of texts from each task.
+    **unused_kwargs: other arguments of a decode_fn.
   """
   tokens = min(tokens, sequence_length["inputs"])
   task_or_mixture = seqio.get_mixture_or_task(mixture_or_task_name)
@@ -74,11 +75,11 @@ def fill_blanks(
 
 
 def merge(text: str, spans: str) -> str:
-  """Puts spans, each after its sentinel, into the blanks of a text.
+  """Puts spans into the blanks of a text.
 
   Args:
-    text: with sentinels, 'to <extra_id_0> or not'.
-    spans: '<extra_id_0> be'.
+    text: text with sentinels, such as 'to <extra_id_0> or not'.
+    spans: spans, each after its sentinel, such as '<extra_id_0> be'.
 
   Returns:
     'to [be] or not'; a blank that no span fills is '[...]'.
@@ -91,7 +92,7 @@ def merge(text: str, spans: str) -> str:
 
 
 def _examples(task: seqio.Task, tokens: int, count: int) -> list[dict]:
-  """The first examples of a task's validation split, as numpy."""
+  """Returns the first examples of a task's validation split, as numpy."""
   with tf.Graph().as_default():
     dataset = task.get_dataset(
         {"inputs": tokens, "targets": tokens}, split="validation",

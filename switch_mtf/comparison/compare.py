@@ -1,8 +1,9 @@
 """Trains several models in the same way and reports which is better.
 
-A `train_model_fn` that trains nothing itself: for each model and seed it starts
-`run_t5.py` again with that model's gin file, so every number in the report
-comes from a run that a user can start alone. What is finished is not run again.
+`compare` is a `train_model_fn` that trains nothing itself. For each model and
+seed it starts `run_t5.py` again with that model's gin file, so every number in
+the report comes from a run that a user can start alone. Finished runs are not
+repeated.
 """
 
 import json
@@ -39,29 +40,31 @@ def compare(
 ) -> None:
   """Runs each model with each seed, then writes `<model_dir>/report/`.
 
-  Small models run faster side by side, each on its share of the cores: one run
-  cannot keep several busy. Where there is a GPU or a TPU, they take turns.
+  Small models train faster side by side, each on its share of the cores,
+  because one run cannot keep several cores busy. On a GPU or TPU, runs take
+  turns.
 
   Args:
-    estimator: gives the model_dir; the rest of what a `train_model_fn` gets is
-      not used.
+    estimator: the source of the model_dir; the other arguments of a
+      `train_model_fn` are not used.
     *unused_args: see `estimator`.
-    models: name to gin file, the baseline first.
-    seeds: one run of each model for each; the pictures show the first.
-    title: of the report.
-    at_once: how many run at the same time.
-    params: bindings for each run, after its gin file.
-    from_runs: model -> binding -> a model before it, whose folder with the same
-      seed is bound: a student's teacher, as in {"student":
-      {"distill_from.checkpoint": "teacher"}}, or what is fine-tuned, "teacher/
-      model.ckpt-3000". It waits for that run. "../NAME/teacher" is in another
-      comparison, whose folder NAME is beside this one's.
+    models: name -> gin file, the baseline first.
+    seeds: seeds; each model runs once per seed. The pictures show the first.
+    title: title of the report.
+    at_once: number of runs at the same time.
+    params: bindings for each run, applied after its gin file.
+    from_runs: model -> name of a binding -> an earlier model. The binding is
+      set to the folder of the earlier model's run with the same seed, and the
+      model waits for that run. A student's teacher: {"student":
+      {"distill_from.checkpoint": "teacher"}}. A file in the folder, such as a
+      checkpoint to fine-tune: "teacher/model.ckpt-3000". A run of another
+      comparison, whose folder NAME is beside this one's: "../NAME/teacher".
     **unused_kwargs: see `estimator`.
 
   Raises:
     ValueError: if the model_dir is on a remote file system, `at_once` is not a
-      positive whole number, `from_runs` names no model that comes before, or
-      gin files have changed since one of their runs was finished.
+      positive whole number, `from_runs` names a model that does not come
+      before, or the gin files of a finished run have changed.
     SystemExit: if a run failed or was interrupted.
   """
   errors.require_whole("compare", at_least=1, at_once=at_once)
@@ -85,7 +88,7 @@ def compare(
   print(f"{len(waiting)} runs in {duration(time.time() - start)}."
         if waiting else
         f"All {len(jobs)} runs were finished: drawing the report again. "
-        "Another --model_dir starts anew.", file=sys.stderr)
+        "To run them again, use another --model_dir.", file=sys.stderr)
   print(report.write(model_dir, title, list(models), list(seeds)))
 
 
@@ -93,19 +96,19 @@ def _check_local(model_dir: str) -> None:
   """Raises ValueError for a model_dir on a remote file system."""
   if "://" in model_dir:
     raise ValueError(
-        "compare: --model_dir must be a folder of this machine, with "
+        "compare: --model_dir must be a folder on this machine, with "
         f"model_dir={model_dir}. Choose another --model_dir.")
 
 
 def run_dir(model_dir: str, name: str, seed: int) -> str:
-  """Where one run of a comparison is kept."""
+  """Returns the folder of one run of a comparison."""
   return os.path.join(model_dir, f"{name}_seed{seed}")
 
 
 def _used(
     model_dir: str, places: Mapping[str, str], seed: int
 ) -> tuple[list[str], set[str]]:
-  """What a run uses of others: the bindings, and the others' folders."""
+  """Returns the bindings that name other runs, and those runs' folders."""
   parts = {name: _parts(place, seed) for name, place in places.items()}
   return ([f"{name} = {os.path.normpath(os.path.join(model_dir, *of))!r}"
            for name, of in parts.items()],
@@ -113,7 +116,7 @@ def _used(
 
 
 def _parts(place: str, seed: int) -> tuple[str, str, str]:
-  """Comparison, run and file of a place that `from_runs` names."""
+  """Splits a place in `from_runs` into comparison, run and file."""
   folder, model, file = re.fullmatch(
       r"(\.\./[^/]+/)?([^/]+)(?:/(.+))?", place).groups()
   return folder or "", f"{model}_seed{seed}", file or ""
@@ -122,28 +125,31 @@ def _parts(place: str, seed: int) -> tuple[str, str, str]:
 def _check_order(
     models: Sequence[str], from_runs: Mapping[str, Mapping[str, str]]
 ) -> None:
-  """Raises ValueError unless what a model uses comes before it."""
+  """Raises ValueError unless each model uses only models before it."""
   for name, used in from_runs.items():
     before = models[:models.index(name)] if name in models else []
     for place in used.values():
       if not place.startswith("../") and place.split("/")[0] not in before:
         raise ValueError(
-            "compare: a run must use one that comes before it, with "
+            "compare: a model must use only models that come before it, with "
             f"model={name}, used={place}, models={list(models)}. Correct "
             "compare.from_runs or the order of compare.models.")
 
 
 def _command(
     gin_file: str, model_dir: str, params: Sequence[str]) -> list[str]:
-  """The command of one run.
+  """Returns the command of one run.
 
-  What the command line adds to the comparison's own gin file holds for each
-  run, but for the seed and for `compare` itself.
+  Gin files and bindings that the command line adds to the comparison's own gin
+  file apply to each run, except the seed and bindings of `compare` itself.
 
   Args:
-    gin_file: of the model.
-    model_dir: of the run.
+    gin_file: gin file of the model.
+    model_dir: folder of the run.
     params: bindings of the run.
+
+  Returns:
+    The arguments, the program first.
   """
   files = [gin_file, *flags.FLAGS.gin_file[1:]]
   given = [param for param in flags.FLAGS.gin_param or []
@@ -156,7 +162,7 @@ def _command(
 
 
 def _is_finished(directory: str, command: list[str]) -> bool:
-  """Whether this very command has run to its end.
+  """Returns whether a run with this very command has finished.
 
   Raises:
     ValueError: if it has, but its gin files have changed since then.
@@ -167,21 +173,21 @@ def _is_finished(directory: str, command: list[str]) -> bool:
   except (OSError, ValueError):
     return False
   now = _what_runs(command)
-  # A list is of a run from before bindings were noted.
+  # A list comes from an older version, which did not record bindings.
   if isinstance(found, list) or found["command"] != now["command"]:
     return False
   changed = [name for name in {**found["bindings"], **now["bindings"]}
              if found["bindings"].get(name) != now["bindings"].get(name)]
   if changed:
     raise ValueError(
-        "compare: a finished run must be of the gin files as they are, with "
+        "compare: the gin files of a finished run must not change, with "
         f"run={directory}, changed={changed}. Choose another --model_dir, or "
         "delete the folder of that run.")
   return True
 
 
 def _what_runs(command: list[str]) -> dict[str, Any]:
-  """What is noted of a finished run: its flags, and all that gin files bind."""
+  """Returns the record of a finished run: its flags and all gin bindings."""
   given = {flag: [arg.removeprefix(f"--{flag}=") for arg in command
                   if arg.startswith(f"--{flag}=")]
            for flag in ("gin_file", "gin_param")}
@@ -194,12 +200,15 @@ def _what_runs(command: list[str]) -> dict[str, Any]:
 
 def _in_turns(
     needs: Mapping[str, Collection[str]], at_once: int) -> list[list[str]]:
-  """Those that run at the same time, in turns.
+  """Schedules runs in turns; the runs of a turn run at the same time.
 
   Args:
-    needs: run -> those that must have ended before it; of these, the ones that
-      are no keys have.
-    at_once: how many can run at the same time.
+    needs: run -> runs that must end before it. Those that are not keys of
+      `needs` have already ended.
+    at_once: the most runs in a turn.
+
+  Returns:
+    The runs of each turn, in order.
   """
   if flags.FLAGS.tpu or tf.config.list_physical_devices("GPU"):
     at_once = 1
@@ -214,10 +223,13 @@ def _in_turns(
 
 
 def _run(commands: dict[str, tuple[list[str], str]]) -> None:
-  """Runs commands to their end and notes that they have ended.
+  """Runs commands at the same time and records those that finish.
 
   Args:
-    commands: folder of the run -> its command, and what to announce it with.
+    commands: folder of the run -> its command and announcement.
+
+  Raises:
+    SystemExit: if a command failed or was interrupted.
   """
   for _, announcement in commands.values():
     print(announcement, file=sys.stderr)
@@ -234,6 +246,6 @@ def _run(commands: dict[str, tuple[list[str], str]]) -> None:
   failed = [name for name, code in codes.items() if code not in (0, *stopped)]
   print(f"{' and '.join(failed)} failed." if failed else
         "Stopped before the end.",
-        "The same command goes on from here.", file=sys.stderr)
+        "The same command resumes from here.", file=sys.stderr)
   code = codes[failed[0]] if failed else INTERRUPTED
   sys.exit(code if code > 0 else INTERRUPTED)

@@ -1,11 +1,12 @@
 """Draws and writes the report of a comparison (`compare.py`).
 
-Everything comes from what the runs left behind (`metrics.jsonl`, `blanks.json`,
-`operative_config.gin`, task metrics), so it can be drawn again at any time.
+The report is made from files of the runs (`metrics.jsonl`, `blanks.json`,
+`operative_config.gin`, task metrics), so it can be made again at any time.
 
-A run is judged by its loss on the validation split, at the last step, or, where
-only tasks were scored, by the mean of their metrics at the step that is best
-for all of them together. `best_checkpoint.py` has each task's own best step.
+A run is ranked by its loss on the validation split at the last step. If only
+tasks were scored, it is ranked by the mean of their metrics, at the step that
+is best for all tasks together; `best_checkpoint.py` finds each task's own best
+step.
 """
 
 import json
@@ -25,11 +26,11 @@ from switch_mtf.comparison import blanks  # noqa: E402
 from switch_mtf.training import best_checkpoint, metrics  # noqa: E402
 
 LOAD = "expert_load"
-# One a model, the baseline first.
+# One per model, the baseline first.
 COLORS = ("#7f7f7f", "#c44e52", "#4c72b0", "#55a868", "#8172b3", "#ccb974",
           "#64b5cd", "#8c613c", "#da8bc3", "#000000")
 LOSS, SCORE = "neg_log_perplexity", "score"
-# What a run is judged by -> in words, unit.
+# Measure that ranks a run -> its name in words, its unit.
 MEASURES = {LOSS: ("neg. log perplexity", "nats a token"),
             SCORE: ("mean of the task's metrics", "points")}
 
@@ -37,16 +38,16 @@ MEASURES = {LOSS: ("neg. log perplexity", "nats a token"),
 def write(
     model_dir: str, title: str, models: list[str], seeds: list[int]
 ) -> str:
-  """Writes `<model_dir>/report/` and returns the verdict in a few lines.
+  """Writes `<model_dir>/report/`.
 
   Args:
-    model_dir: of the comparison.
-    title: of the report.
-    models: their names, the baseline first.
-    seeds: of the runs; pictures of experts are of the first.
+    model_dir: folder of the comparison.
+    title: title of the report.
+    models: names of the models, the baseline first.
+    seeds: seeds of the runs; pictures of experts show the first.
 
   Returns:
-    The table and the verdict, as text.
+    The table, the verdict and the path of the report, as text.
   """
   folder = os.path.join(model_dir, "report")
   os.makedirs(folder, exist_ok=True)
@@ -65,7 +66,7 @@ def write(
 
 
 def read_run(model_dir: str, model: str, seed: int) -> dict[str, Any]:
-  """What one run left behind."""
+  """Reads the records, parameters, settings and blanks of one run."""
   directory = os.path.join(model_dir, f"{model}_seed{seed}")
   evaluations = metrics.read(directory, "eval")
   filled = os.path.join(directory, blanks.BLANKS_FILE)
@@ -85,18 +86,19 @@ def read_run(model_dir: str, model: str, seed: int) -> dict[str, Any]:
 
 def validation(
     directory: str, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """The figures that a run is judged by, in the order of their steps.
+  """Returns the figures that rank a run, in the order of their steps.
 
   Args:
-    directory: of the run.
-    evaluations: of its losses, by `metrics.read`.
+    directory: folder of the run.
+    evaluations: evaluations of the run's losses, from `metrics.read`.
 
   Returns:
-    Records of "step" and LOSS or, of a run whose losses were not evaluated,
-      SCORE: the mean over its tasks of each one's metrics.
+    Records with "step" and LOSS. If the losses were not evaluated, records with
+      "step" and SCORE: the mean of each task's metrics, averaged over the
+      tasks.
 
   Raises:
-    ValueError: if it was not evaluated at all.
+    ValueError: if the run was never evaluated.
   """
   if evaluations:
     # The shortest name is the whole validation split, longer ones its parts.
@@ -114,14 +116,14 @@ def validation(
 
 
 def count_parameters(directory: str) -> int:
-  """Weights in the last checkpoint, without the optimizer's."""
+  """Returns the number of weights in the last checkpoint, without slots."""
   shapes = tf.train.list_variables(tf.train.latest_checkpoint(directory))
   return sum(int(np.prod(shape)) for name, shape in shapes
              if "_slot_" not in name and name != "global_step")
 
 
 def _choices(directory: str) -> str:
-  """The macros of a run's gin files: sizes, schedule, task."""
+  """Returns the macros of a run's gin files: sizes, schedule, task."""
   with open(os.path.join(directory, "operative_config.gin")) as f:
     found = re.search(r"# Macros:\n# =+\n(.*?)\n\n", f.read(), re.DOTALL)
   return found.group(1) if found else ""
@@ -130,19 +132,20 @@ def _choices(directory: str) -> str:
 def summarize(
     runs: dict, models: list[str], seeds: list[int]
 ) -> dict[str, Any]:
-  """The figures of a comparison.
+  """Computes the figures of a comparison.
 
   Args:
-    runs: (model, seed) to what `read_run` found.
-    models: their names, the baseline first.
-    seeds: of the runs.
+    runs: (model, seed) -> result of `read_run`.
+    models: names of the models, the baseline first.
+    seeds: seeds of the runs.
 
   Returns:
-    For each model its parameters, and for each seed what it is judged by, under
-      LOSS or SCORE, and its median training speed;
-      for each model but the first the gain over the first with the same seed,
-      the gains' mean and standard deviation, and the spread: the range over
-      the seeds of the baseline's or of its own figures, whichever is larger.
+    For each model, its parameters and, for each seed, the figure that ranks the
+      run, under LOSS or SCORE, and the median training speed.
+      For each model but the first, the gain over the first with the same seed,
+      the mean and standard deviation of the gains, and the spread: the range of
+      figures over the seeds, of this model or of the baseline, whichever is
+      larger.
   """
   measure = measure_of(runs.values())
   figures = {m: {
@@ -165,15 +168,15 @@ def summarize(
 
 
 def measure_of(runs: Iterable[dict[str, Any]]) -> str:
-  """What runs are judged by: LOSS where all have it."""
+  """Returns the measure that ranks runs: LOSS if all have it, else SCORE."""
   return LOSS if all(LOSS in run["validation"][-1] for run in runs) else SCORE
 
 
 def quality(records: list[dict[str, Any]], measure: str) -> float:
-  """What `validation` comes to: the loss at the last step, or the best score.
+  """Returns the figure that ranks a run: its last loss, or its best score.
 
   Args:
-    records: of a run.
+    records: result of `validation`.
     measure: LOSS or SCORE.
   """
   found = [r[measure] for r in records]
@@ -181,12 +184,12 @@ def quality(records: list[dict[str, Any]], measure: str) -> float:
 
 
 def _speed(train: list[dict[str, Any]]) -> float:
-  """Median tokens per second over the records of a run."""
+  """Returns the median of tokens per second over the records of a run."""
   return float(np.median([r["tokens_per_second"] for r in train]))
 
 
 def verdict(result: dict[str, Any]) -> str:
-  """The result as a table of text and one sentence for each rival."""
+  """Formats a result as a table and one sentence per model but the first."""
   seeds = result["seeds"]
   measure = next(m for m in MEASURES
                  if m in next(iter(result["models"].values())))
@@ -217,7 +220,7 @@ def verdict(result: dict[str, Any]) -> str:
 def draw_curves(
     runs: dict, models: list[str], seeds: list[int], folder: str
 ) -> str:
-  """Loss in training and in validation against steps; returns the file name."""
+  """Plots training and validation loss over steps; returns the file name."""
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
   measure = measure_of(runs.values())
   for model, color in zip(models, COLORS, strict=False):
@@ -242,7 +245,7 @@ def draw_curves(
 
 
 def _leave_out_start(axes: plt.Axes) -> None:
-  """Limits the y axis to what follows the steep start of training."""
+  """Limits the y axis to the values after the steep start of training."""
   values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
   low = np.percentile(values, 10) if len(values) > 20 else values.min()
   top = values.max()
@@ -251,9 +254,9 @@ def _leave_out_start(axes: plt.Axes) -> None:
 
 
 def _layers(record: dict[str, Any], metric: str) -> list[str]:
-  """Keys of a record that are this metric of some layer, encoder first.
+  """Returns the keys of a record with a layer's metric, encoder first.
 
-  A student's record has its teacher's layers as well, which are left out.
+  A student's record also has its teacher's layers; they are left out.
   """
   return sorted((k for k in record
                  if re.fullmatch(rf"(encoder|decoder)/\w+/\w+/{metric}", k)),
@@ -263,7 +266,11 @@ def _layers(record: dict[str, Any], metric: str) -> list[str]:
 def draw_load(
     train: list[dict[str, Any]], model: str, folder: str
 ) -> list[str]:
-  """Heat maps: expert against step, one a layer; none for a dense model."""
+  """Draws heat maps of expert load over steps, one per layer.
+
+  Returns:
+    The file name, in a list; an empty list for a dense model.
+  """
   keys = _layers(train[-1], LOAD) if train else []
   if not keys:
     return []
@@ -285,7 +292,12 @@ def draw_load(
 def draw_sources(
     evaluations: list[dict[str, Any]], model: str, folder: str
 ) -> list[str]:
-  """Heat maps: source of text against expert, one a layer."""
+  """Draws heat maps of expert load by source of text, one per layer.
+
+  Returns:
+    The file name, in a list; an empty list for a dense model, or without
+    evaluations by source.
+  """
   if not evaluations:
     return []
   last = max(r["step"] for r in evaluations)
@@ -310,7 +322,7 @@ def draw_sources(
 
 
 def source_of(name: str, evaluations: list[dict[str, Any]]) -> str:
-  """The part of an evaluation's name in which it differs from the whole's."""
+  """Returns the source that an evaluation's name adds to the whole split's."""
   def task(full: str) -> str:
     return full.rsplit("_", 2)[0]  # <task>_<split>_<examples>
 
@@ -319,12 +331,13 @@ def source_of(name: str, evaluations: list[dict[str, Any]]) -> str:
 
 
 def _readable(key: str) -> str:
-  """'encoder, block 0, layer 3' of 'encoder/block_000/layer_003/...'."""
+  """Turns 'encoder/block_000/layer_003/x' into 'encoder, block 0, layer 3'."""
   stack, block, layer, _ = key.split("/")
   return (f"{stack}, block {int(block[-3:])}, layer {int(layer[-3:])}")
 
 
 def _save(figure: plt.Figure, folder: str, name: str) -> str:
+  """Saves and closes a figure; returns its file name."""
   figure.tight_layout()
   figure.savefig(os.path.join(folder, name), dpi=110)
   plt.close(figure)
@@ -335,7 +348,7 @@ def _write_markdown(
     folder: str, title: str, text: str, pictures: list[str], runs: dict,
     models: list[str], seeds: list[int],
 ) -> None:
-  """Joins everything in `report.md`."""
+  """Writes `report.md` from the verdict, pictures, blanks and settings."""
   parts = [f"# {title}", f"```\n{text}\n```"]
   parts += [f"## {_caption(p)}\n\n![{_caption(p)}]({p})" for p in pictures]
   for model in models:
@@ -354,5 +367,5 @@ def _write_markdown(
 
 
 def _caption(picture: str) -> str:
-  """'expert_load_switch.png' -> 'Expert load switch'."""
+  """Turns 'expert_load_switch.png' into 'Expert load switch'."""
   return picture.rsplit(".", 1)[0].replace("_", " ").capitalize()

@@ -1,4 +1,4 @@
-"""Runs commands at the same time, each on processor cores of its own."""
+"""Runs commands at the same time, each on its own processor cores."""
 
 import os
 import signal
@@ -11,23 +11,23 @@ from typing import IO
 
 
 def run(commands: Mapping[str, Sequence[str]]) -> dict[str, int]:
-  """Runs commands to their end; if one fails, the others are stopped.
+  """Runs commands until all have ended; if one fails, stops the others.
 
-  A single command has the screen to itself. Of several, each line is printed
-  after the name of its command. SIGTERM is handed on to all of them; Ctrl-C
-  reaches them by itself.
+  A single command writes straight to the screen. With several, each line is
+  printed after the name of its command. SIGTERM is passed on to all commands;
+  Ctrl-C reaches them directly.
 
   Args:
     commands: name -> arguments, the program first.
 
   Returns:
-    Name -> exit code, or minus the signal that ended it.
+    Name -> exit code, or minus the number of the signal that ended the command.
   """
   children = _start(commands)
   stopping = threading.Event()
 
   def stop(*unused) -> None:
-    if not stopping.is_set():  # a second signal would not wait for a checkpoint
+    if not stopping.is_set():  # a second signal would cut off the checkpoint
       stopping.set()
       for child in children.values():
         if child.poll() is None:
@@ -58,9 +58,9 @@ def run(commands: Mapping[str, Sequence[str]]) -> dict[str, int]:
 
 def _start(
     commands: Mapping[str, Sequence[str]]) -> dict[str, subprocess.Popen]:
-  """Starts each command on its share of the cores."""
+  """Starts each command, on its share of the cores if there are several."""
   pipe = subprocess.PIPE if len(commands) > 1 else None
-  # Without it Python would keep what goes into a pipe until there is a lot.
+  # Otherwise Python buffers its output to a pipe, and lines appear late.
   environment = os.environ | {"PYTHONUNBUFFERED": "1"}
   children = {}
   for i, (name, command) in enumerate(commands.items()):
@@ -68,12 +68,12 @@ def _start(
         command, stdout=pipe, stderr=pipe, text=True, env=environment)
     if pipe and hasattr(os, "sched_setaffinity"):
       share = sorted(os.sched_getaffinity(0))[i::len(commands)]
-      # Before TensorFlow counts the cores, which it does when it is imported.
+      # Must come before the child imports TensorFlow, which counts the cores.
       os.sched_setaffinity(children[name].pid, share or os.sched_getaffinity(0))
   return children
 
 
 def _hand_on(name: str, source: IO[str], to: IO[str]) -> None:
-  """Prints what a command prints, each line after its name."""
+  """Prints each line of a command's output after the command's name."""
   for line in source:
     print(f"{name} | {line}", end="", file=to, flush=True)

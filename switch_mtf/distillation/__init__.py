@@ -1,3 +1,3 @@
-"""A student that learns from a teacher: loss, start, cached logits, report."""
+"""Distillation: loss, initial weights, cached logits and report."""
 
 from switch_mtf import upstream  # noqa: F401  (before mesh_tensorflow)

@@ -1,16 +1,17 @@
 """A teacher's logits on disk: computed once, read by any number of students.
 
-A teacher that does not fit beside its student fits alone. `gin/runs/
-cache_logits.gin` runs it over the batches of a student's run and keeps what it
-says of each row, a sequence or several packed into one; a distillation with
-`logit_cache.directory` reads that in place of running the teacher. Rows are
-found by their tokens, so that the order, the batches and the repeats of another
-run do not matter.
+A teacher that does not fit in memory beside its student may fit alone.
+`gin/runs/cache_logits.gin` runs the teacher over the batches of a student's run
+and keeps the logits of each row: a sequence, or several packed into one. A
+distillation with `logit_cache.directory` reads these logits instead of running
+the teacher. Rows are found by their tokens, so the order, batching and repeats
+of the reading run do not matter.
 
-With all logits kept it is the same distillation. With top_k the others count as
-improbable: their probability is 0.
+If all logits are kept, the distillation is the same as with the teacher. With
+top_k, the other logits get the probability 0.
 
-Python runs inside the graph to read it: in one process, on CPU or GPU.
+Python code inside the graph reads and writes the cache, so a run must be one
+process, on CPU or GPU.
 """
 
 import hashlib
@@ -30,8 +31,8 @@ from switch_mtf.distillation.logit_store import About, LogitStore
 from switch_mtf.mesh import on_tpu
 from switch_mtf.training.hooks import duration
 
-FILLED = "switch_mtf_filled_logits"  # a graph's collection
-CACHED_VOCAB = "cached_vocab"  # not split, whatever the layout does with vocab
+FILLED = "switch_mtf_filled_logits"  # collection of the graph
+CACHED_VOCAB = "cached_vocab"  # never split, even if the layout splits vocab
 PRINT_SECONDS = 10.0
 
 
@@ -39,15 +40,16 @@ PRINT_SECONDS = 10.0
 def logit_cache(
     directory: str | None = None, top_k: int | None = None, fill: bool = False
 ) -> "Logits | None":
-  """The teacher's logits that a distillation reads, if it does.
+  """Returns the cache that a distillation reads or fills, if it has one.
 
   Args:
-    directory: of the cache; None to run the teacher.
-    top_k: how many logits of a token to keep when it is filled; all if None.
-    fill: whether this run fills it; see gin/runs/cache_logits.gin.
+    directory: folder of the cache; None to run the teacher.
+    top_k: number of logits per token to keep when filling the cache; None keeps
+      all.
+    fill: whether this run fills the cache; see gin/runs/cache_logits.gin.
 
   Returns:
-    The cache in a graph; None without a directory.
+    The cache, for use in a graph; None without a directory.
 
   Raises:
     ValueError: if an option has an illegal value.
@@ -58,37 +60,37 @@ def logit_cache(
   if directory is None:
     if fill:
       raise ValueError(
-          "logit_cache: a run that fills the cache must have one, with "
+          "logit_cache: a run that fills the cache must name its folder, with "
           "directory=None. Set logit_cache.directory.")
     return None
   return Logits(LogitStore(directory), top_k, fill)
 
 
 class Logits:
-  """A cache as operations of a graph.
+  """A cache of logits as operations of a graph.
 
   Attributes:
-    store: that is read or filled.
-    fill: whether it is filled.
-    top_k: how many logits of a token are kept then; all if None.
+    store: the rows on disk.
+    fill: whether the run fills the store instead of reading it.
+    top_k: number of logits per token that a filling run keeps; None keeps all.
   """
 
   def __init__(self, store: LogitStore, top_k: int | None, fill: bool):
-    """See `logit_cache`."""
+    """Records the arguments; see the class."""
     self.store = store
     self.fill = fill
     self.top_k = top_k
     self._shapes: tuple[int, int, int] | None = None
 
   def start(self, checkpoint: str) -> None:
-    """Opens the cache for the graph that was made.
+    """Opens the store for the finished graph.
 
     Args:
-      checkpoint: of the teacher, without ".index".
+      checkpoint: path of the teacher's checkpoint, without ".index".
 
     Raises:
-      ValueError: if it is of something else, or more logits are to be kept than
-        there are.
+      ValueError: if the store does not match the run, or top_k exceeds the
+        vocabulary.
     """
     inputs, targets, vocab = self._shapes
     of_run = dict(**_of_run(checkpoint), inputs=inputs, targets=targets,
@@ -98,22 +100,25 @@ class Logits:
       return
     if self.top_k is not None and self.top_k > vocab:
       raise ValueError(
-          "logit_cache: top_k must be at most the logits that there are, with "
+          "logit_cache: top_k must be at most the size of the vocabulary, with "
           f"top_k={self.top_k}, vocabulary={vocab}. Set logit_cache.top_k.")
     self.store.start(About(**of_run, top_k=self.top_k))
 
   def read(
       self, inputs: mtf.Tensor, targets: mtf.Tensor, vocab_dim: mtf.Dimension
   ) -> mtf.Tensor:
-    """The teacher's logits, without the teacher.
+    """Reads the teacher's logits from the store.
 
     Args:
       inputs: int32 [batch dims, length].
       targets: int32 [batch dims, length].
-      vocab_dim: of the student's logits.
+      vocab_dim: vocabulary dimension of the student's logits.
 
     Returns:
       float32 [batch dims, length, vocab].
+
+    Raises:
+      ValueError: if the run is on TPU.
     """
     whole = self._unsplit(inputs, targets, vocab_dim)
 
@@ -132,7 +137,7 @@ class Logits:
   def write(
       self, inputs: mtf.Tensor, targets: mtf.Tensor, logits: mtf.Tensor
   ) -> mtf.Tensor:
-    """Keeps logits whenever the result is computed.
+    """Writes logits to the store whenever the result is computed.
 
     Args:
       inputs: int32 [batch dims, length].
@@ -140,7 +145,10 @@ class Logits:
       logits: [batch dims, length, vocab].
 
     Returns:
-      The logits.
+      The logits, unchanged.
+
+    Raises:
+      ValueError: if the run is on TPU.
     """
     whole = self._unsplit(inputs, targets, logits.shape.dims[-1])
     tf.add_to_collection(FILLED, self)
@@ -164,7 +172,7 @@ class Logits:
   def _unsplit(
       self, inputs: mtf.Tensor, targets: mtf.Tensor, vocab_dim: mtf.Dimension
   ) -> mtf.Shape:
-    """The shape of logits that one processor has whole rows of."""
+    """Returns a shape for logits whose rows are whole on each processor."""
     if on_tpu(inputs.mesh):
       raise ValueError(
           "logit_cache: the run must be on CPU or GPU, where Python can read "
@@ -176,13 +184,14 @@ class Logits:
 
 
 def _of_run(checkpoint: str) -> dict[str, Any]:
-  """What a cache must be of, as far as it is known without a graph."""
+  """Returns the fields of `About` that are known before the graph exists."""
   with tf.io.gfile.GFile(f"{checkpoint}.index", "rb") as f:
     teacher = hashlib.sha256(f.read()).hexdigest()
   return dict(teacher=teacher, mixture=gin.query_parameter("%MIXTURE_NAME"))
 
 
 def _rows(ids: np.ndarray) -> np.ndarray:
+  """Flattens the batch dimensions: [rows, length]."""
   return ids.reshape((-1, ids.shape[-1]))
 
 
@@ -193,21 +202,25 @@ def fill_logit_cache(
     find_teacher: Callable[[], Any] = gin.REQUIRED,
     **kwargs: Any,
 ) -> None:
-  """A `train_model_fn` that writes a teacher's logits in place of training.
+  """Writes a teacher's logits instead of training; a `train_model_fn`.
 
-  It reads the batches that the run would train on, and goes on where it was
-  stopped.
+  Reads the batches that the run would train on. A run that was stopped resumes
+  with the next batch.
 
   Args:
-    estimator: of the run.
+    estimator: estimator of the run.
     *arguments: see `mesh_tensorflow.transformer.utils.train_model`.
-    find_teacher: `distill_from`.
-    **kwargs: as `arguments`.
+    find_teacher: returns the teacher, as `distill_from` does.
+    **kwargs: see `arguments`.
+
+  Raises:
+    ValueError: if the teacher has no checkpoint, or an existing cache does not
+      match the run.
   """
   checkpoint = find_teacher().trained()
   logits = logit_cache()
   store = logits.store
-  if store.exists:  # before it is found to be full
+  if store.exists:  # checked here too: a full cache skips Logits.start
     store.open(**_of_run(checkpoint), top_k=logits.top_k)
   reader = _Evaluation(estimator, checkpoint, store.steps,
                        kwargs.get("seen_data_init_step", 0))
@@ -216,31 +229,31 @@ def fill_logit_cache(
 
 
 class _Evaluation:
-  """As much of an Estimator as `train_model` uses, that evaluates instead."""
+  """The part of an Estimator that `train_model` uses; `train` evaluates."""
 
   def __init__(self, estimator: Any, checkpoint: str, done: int, first: int):
-    """Records its arguments.
+    """Records the arguments.
 
     Args:
-      estimator: of the teacher.
-      checkpoint: of the teacher.
-      done: steps that were gone through before.
+      estimator: estimator of the teacher.
+      checkpoint: path of the teacher's checkpoint.
+      done: number of steps whose logits are already written.
       first: the step before the run's first.
     """
     self._estimator, self._checkpoint = estimator, checkpoint
     self._done, self._first = done, first
 
   def latest_checkpoint(self) -> str | None:
-    """Whether batches are to be skipped."""
+    """Returns a path if `train_model` must skip batches, else None."""
     return self._checkpoint if self._done else None
 
   def get_variable_value(self, name: str) -> int:
-    """The step to go on from."""
+    """Returns the step to resume from."""
     del name
     return self._first + self._done
 
   def train(self, input_fn: Callable, max_steps: int, hooks: list) -> None:
-    """Goes through the batches that are left."""
+    """Evaluates the teacher on the remaining batches."""
     del hooks
     steps = max_steps - self._first
     if steps > self._done:
@@ -250,22 +263,22 @@ class _Evaluation:
 
 
 class _FillHook(tf.estimator.SessionRunHook):
-  """Opens the cache, notes how far it is filled, and prints that."""
+  """A hook that opens the cache and records and prints its progress."""
 
   def __init__(self, checkpoint: str, done: int, steps: int):
-    """See `_Evaluation`."""
+    """Records the arguments; see `_Evaluation`."""
     self._checkpoint, self._done, self._steps = checkpoint, done, steps
     self._step = done
 
   def begin(self):
-    """The graph is there, and nothing has run."""
+    """Opens the cache: the graph is complete and nothing has run."""
     logits, = tf.get_collection(FILLED)
     logits.start(self._checkpoint)
     self._store = logits.store
     self._start = self._printed = time.time()
 
   def after_run(self, run_context, run_values):
-    """Counts a batch."""
+    """Counts a batch; at intervals, records and prints the progress."""
     self._step += 1
     now = time.time()
     if now - self._printed < PRINT_SECONDS and self._step < self._steps:

@@ -1,11 +1,11 @@
-"""Rows of logits on disk, found by the tokens that they are of.
+"""Rows of logits on disk, found by their tokens.
 
-In the directory:
+The directory holds
 
-  about.json   what the rows are of; the steps that were gone through
-  keys.bin     16 bytes a row: a hash of its inputs and targets
+  about.json   the fields of `About`, and the number of steps written
+  keys.bin     16 bytes per row: a hash of its inputs and targets
   logits.bin   float32 [row, targets, top_k]
-  ids.bin      int32 of the same shape, the token of each logit; with top_k only
+  ids.bin      int32, same shape: the token of each logit; with top_k only
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ KEY_BYTES = 16
 
 @dataclasses.dataclass(frozen=True)
 class About:
-  """What a cache is of.
+  """The teacher, data and sizes that a cache was computed from.
 
   Attributes:
-    teacher: a hash of the checkpoint: of its index, which has one of each
+    teacher: a hash of the checkpoint's index, which holds a checksum of each
       tensor.
     mixture: task or mixture of the rows.
-    inputs: tokens of a row's inputs.
-    targets: tokens of a row's targets.
-    vocab: logits of a token.
-    top_k: how many of them are kept; all if None.
+    inputs: length of a row's inputs, in tokens.
+    targets: length of a row's targets, in tokens.
+    vocab: size of the vocabulary: the number of logits per token.
+    top_k: number of logits per token that are kept; all if None.
   """
 
   teacher: str
@@ -43,18 +43,23 @@ class About:
 
   @property
   def kept(self) -> int:
-    """Logits that are kept of a token."""
+    """Returns the number of logits per token that are kept."""
     return self.top_k or self.vocab
 
 
 class LogitStore:
-  """Rows of logits in a directory; see the module."""
+  """Rows of logits in a directory; see the module.
+
+  Attributes:
+    directory: folder of the cache.
+    steps: number of steps whose rows are written.
+  """
 
   def __init__(self, directory: str):
-    """Opens nothing yet.
+    """Records the directory and opens nothing yet.
 
     Args:
-      directory: of the cache; made when it is first written to.
+      directory: folder of the cache; `start` creates it.
     """
     self.directory = directory
     self.steps = 0
@@ -64,17 +69,17 @@ class LogitStore:
 
   @property
   def exists(self) -> bool:
-    """Whether anything was ever written."""
+    """Returns whether the directory holds a cache."""
     return os.path.exists(self._path("about.json"))
 
   def start(self, about: About) -> None:
-    """Makes ready to write: goes on with what is there, if it is of the same.
+    """Prepares for writing: starts a cache, or resumes one that matches.
 
     Args:
-      about: what will be written.
+      about: description of the rows to be written.
 
     Raises:
-      ValueError: if something else is there.
+      ValueError: if the directory holds a cache that does not match `about`.
     """
     if self.exists:
       self.open(**dataclasses.asdict(about))
@@ -82,19 +87,19 @@ class LogitStore:
       os.makedirs(self.directory, exist_ok=True)
       self._about = about
       self.note_steps(0)
-    # What a process that was stopped has written of rows without keys.
+    # A process that was stopped may have left rows without keys.
     for name, size in self._sizes().items():
       with open(self._path(name), "ab") as f:
         f.truncate(size * len(self._rows))
 
   def open(self, **wanted: Any) -> None:
-    """Makes ready to read.
+    """Prepares for reading.
 
     Args:
-      **wanted: fields of `About` that it must have.
+      **wanted: fields of `About`, with the values that the cache must have.
 
     Raises:
-      ValueError: if there is nothing, or something else.
+      ValueError: if the directory holds no cache, or one that does not match.
     """
     if not self.exists:
       raise ValueError(
@@ -107,9 +112,9 @@ class LogitStore:
     for name, value in wanted.items():
       if found[name] != value:
         raise ValueError(
-            f"logit_cache: the cache must be of this run, with {name}="
+            f"logit_cache: the cache must match this run, with {name}="
             f"{found[name]} in directory={self.directory}, {name}={value} in "
-            "the run. Set logit_cache.directory to another one, and fill it "
+            "the run. Set logit_cache.directory to another folder, and fill it "
             "with gin/runs/cache_logits.gin.")
     self.steps = found.pop("steps")
     self._about = About(**found)
@@ -124,7 +129,7 @@ class LogitStore:
     return len(self._rows)
 
   def note_steps(self, steps: int) -> None:
-    """Notes how many batches have been gone through."""
+    """Records in about.json the number of batches written so far."""
     self.steps = steps
     fresh = self._path("about.json.new")
     with open(fresh, "w", encoding="utf-8") as f:
@@ -135,14 +140,14 @@ class LogitStore:
   def write(
       self, inputs: np.ndarray, targets: np.ndarray, logits: np.ndarray
   ) -> None:
-    """Keeps the logits of rows that are not there.
+    """Appends the rows that the store does not hold yet.
 
     Args:
       inputs: int32 [rows, length].
       targets: int32 [rows, length].
       logits: float32 [rows, length, vocab].
     """
-    with self._lock:  # processors of a mesh have the same rows, or others
+    with self._lock:  # processors of a mesh write at once, some the same rows
       new = {key: i for i, key in enumerate(_keys(inputs, targets))
              if key not in self._rows}
       kept = {"logits.bin": logits[list(new.values())]}
@@ -151,7 +156,8 @@ class LogitStore:
             kept["logits.bin"], -self._about.top_k)[..., -self._about.top_k:]
         kept["logits.bin"] = np.take_along_axis(kept["logits.bin"], ids, -1)
         kept["ids.bin"] = ids.astype(np.int32)
-      kept["keys.bin"] = np.frombuffer(b"".join(new), np.uint8)  # the last
+      # Keys are written last: a row that has a key is complete.
+      kept["keys.bin"] = np.frombuffer(b"".join(new), np.uint8)
       for name, array in kept.items():
         with open(self._path(name), "ab") as f:
           f.write(array.tobytes())
@@ -159,17 +165,17 @@ class LogitStore:
         self._rows[key] = len(self._rows)
 
   def read(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns what the teacher said.
+    """Returns the teacher's logits of rows.
 
     Args:
       inputs: int32 [rows, length].
       targets: int32 [rows, length].
 
     Returns:
-      float32 [rows, length, vocab], -inf where nothing was kept.
+      float32 [rows, length, vocab], -inf for logits that were not kept.
 
     Raises:
-      ValueError: if a row is not there.
+      ValueError: if a row is not in the cache.
     """
     found = [self._rows.get(key) for key in _keys(inputs, targets)]
     if None in found:
@@ -178,8 +184,8 @@ class LogitStore:
           f"{found.count(None)} of a batch's {len(found)} rows missing in "
           f"directory={self.directory}, which has {len(self):,} rows of the "
           f"first {self.steps:,} steps. Fill it with the seed, batch size and "
-          "steps of this run (gin/runs/cache_logits.gin goes on where it was), "
-          "or set logit_cache.directory = None.")
+          "steps of this run (gin/runs/cache_logits.gin resumes a part-filled "
+          "cache), or set logit_cache.directory = None.")
     about = self._about
     shape = (len(self._rows), about.targets, about.kept)
     kept = np.memmap(self._path("logits.bin"), np.float32, "r", shape=shape)
@@ -192,16 +198,18 @@ class LogitStore:
     return logits
 
   def _path(self, name: str) -> str:
+    """Returns the path of a file of the cache."""
     return os.path.join(self.directory, name)
 
   def _sizes(self) -> dict[str, int]:
-    """File -> bytes of a row."""
+    """Returns, by file, the number of bytes per row."""
     size = 4 * self._about.targets * self._about.kept
     return {"logits.bin": size, "keys.bin": KEY_BYTES} | (
         {"ids.bin": size} if self._about.top_k else {})
 
 
 def _keys(inputs: np.ndarray, targets: np.ndarray) -> list[bytes]:
+  """Returns the key of each row: a hash of its tokens."""
   return [
       hashlib.blake2b(x.tobytes() + y.tobytes(), digest_size=KEY_BYTES).digest()
       for x, y in zip(inputs, targets, strict=True)]

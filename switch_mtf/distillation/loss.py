@@ -1,19 +1,21 @@
-"""Distillation: a student learns from a teacher's probabilities too (4.2).
+"""Distillation: a student also learns from a teacher's probabilities (4.2).
 
-`utils.run.model_type = "bi_student_teacher"` trains the model that gin
-configures outside of any scope, as without a teacher, by
+With `utils.run.model_type = "bi_student_teacher"`, the student is the model
+that gin configures outside of any scope, as without a teacher. Its loss is
 
   (1 - fraction_soft) * hard + fraction_soft * temperature^2 * soft
 
-hard is its own loss, soft its cross-entropy with softmax(teacher's logits /
-temperature), its own logits divided likewise. Losses of a Switch student's
-routers come to that. Differs from upstream's StudentTeacher:
+hard is the student's loss without a teacher. soft is the cross-entropy of
+softmax(student's logits / temperature) with softmax(teacher's logits /
+temperature) as targets. A Switch student's router losses are added. Differences
+from upstream's StudentTeacher:
 
-- The teacher is in evaluation mode: no dropout, no jitter, its capacity in
-  evaluation.
-- Only the student is in the run's checkpoints, by the names that it has alone:
-  any command takes it up from there. The teacher is read anew at each start.
-- Weights are taken over from a teacher whose blocks are longer.
+- The teacher is in evaluation mode: no dropout, no jitter, its capacity factor
+  of evaluation.
+- The run's checkpoints hold the student only, under the names that it has
+  without a teacher, so that any command can use them. The teacher is read anew
+  at each start.
+- A student can copy weights from a teacher whose blocks are longer.
 """
 
 import dataclasses
@@ -45,21 +47,22 @@ class Teacher:
   """A trained model.
 
   Attributes:
-    checkpoint: model_dir, or path without ".index".
-    config: gin file of the model; None if `teacher/` in gin says it all.
+    checkpoint: a model_dir, or the path of a checkpoint without ".index".
+    config: gin file of the model; None if the run's gin configures the whole
+      model in the scope `teacher/`.
   """
 
   checkpoint: str
   config: str | None
 
   def build(self, **arguments: Any) -> transformer.Bitransformer:
-    """Returns the model, as its gin file and the scope `teacher/` have it.
+    """Returns the model that the gin file and the scope `teacher/` configure.
 
     Args:
-      **arguments: of `transformer.make_bitransformer`.
+      **arguments: see `transformer.make_bitransformer`.
 
     Raises:
-      ValueError: if it reads other tokens than the run.
+      ValueError: if the teacher's vocabulary is not the run's.
     """
     if self.config is not None:
       _check_vocabulary(self.config)
@@ -68,10 +71,10 @@ class Teacher:
       return transformer.make_bitransformer(**arguments)
 
   def trained(self) -> str:
-    """Returns the path of the checkpoint, of a model_dir the last.
+    """Returns the path of the checkpoint: for a model_dir, its last.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if no checkpoint exists.
     """
     path = self.checkpoint
     if tf.io.gfile.isdir(path):
@@ -88,20 +91,20 @@ class Teacher:
 def distill_from(
     checkpoint: str = gin.REQUIRED, config: str | None = "beside"
 ) -> Teacher:
-  """The teacher of a distillation.
+  """Returns the teacher of a distillation.
 
   Args:
-    checkpoint: of the teacher, such as DIR/model.ckpt-3000, or a model_dir, of
-      which the last one counts.
-    config: gin file that has the teacher's model. By default the
-      operative_config.gin beside the checkpoint; None if the run's own gin has
-      it all in the scope `teacher/`.
+    checkpoint: the teacher's checkpoint, such as DIR/model.ckpt-3000, or a
+      model_dir, whose last checkpoint is used.
+    config: gin file of the teacher's model. By default the operative_config.gin
+      beside the checkpoint; None if the run's gin configures the whole model in
+      the scope `teacher/`.
 
   Returns:
-    Both.
+    The teacher, not yet built.
 
   Raises:
-    ValueError: if the gin file is not there.
+    ValueError: if the gin file does not exist.
   """
   if config == "beside":
     folder = (checkpoint if tf.io.gfile.isdir(checkpoint)
@@ -116,7 +119,7 @@ def distill_from(
 
 
 def _check_vocabulary(config: str) -> None:
-  """Raises ValueError if a run's gin file names a task of other tokens."""
+  """Raises ValueError if a gin file names a task with another vocabulary."""
   name = gin_files.macros(config).get("MIXTURE_NAME")
   known = seqio.TaskRegistry.names() | seqio.MixtureRegistry.names()
   if name not in known:
@@ -128,7 +131,7 @@ def _check_vocabulary(config: str) -> None:
         "distillation: student and teacher must have one vocabulary, with "
         f"{ours[1]} in the run, {theirs[1]} in the teacher's {name}. Set "
         "MIXTURE_NAME to a task with the teacher's vocabulary, or "
-        "distill_from.checkpoint to a teacher with this one.")
+        "distill_from.checkpoint to a teacher with the run's vocabulary.")
 
 
 @gin.configurable("distillation")
@@ -147,20 +150,21 @@ class Distillation(transformer.StudentTeacher):
       copy_weights: bool = True,
       replaced: str = student_init.FRESH,
   ):
-    """Configures the loss and the student's start.
+    """Configures the loss and the student's initial weights.
 
     Args:
-      student: that is trained.
-      find_teacher: gives the one that it learns from; called for training.
-      models: arguments with which that is built.
-      temperature: that both models' logits are divided by in the soft loss. The
-        paper does not give one.
+      student: the model to train.
+      find_teacher: returns the teacher; called only when a teacher is needed.
+      models: arguments of `Teacher.build`.
+      temperature: divides both models' logits in the soft loss. The paper does
+        not give one.
       fraction_soft: weight of the soft loss, 0.25 in the paper.
-      start_step: the first step with a soft loss; before it all is hard loss.
-      copy_weights: whether a new run takes over the teacher's weights where
-        nothing depends on its experts.
-      replaced: then, how a feed-forward layer starts where the teacher has
-        experts: "fresh", "mean_expert" or "most_used_expert".
+      start_step: first step with a soft loss; earlier steps use the hard loss
+        alone.
+      copy_weights: whether a new student copies the teacher's weights that do
+        not depend on the experts.
+      replaced: if copy_weights, the initial value of a feed-forward layer where
+        the teacher has experts: "fresh", "mean_expert" or "most_used_expert".
 
     Raises:
       ValueError: if an option has an illegal value.
@@ -186,15 +190,15 @@ class Distillation(transformer.StudentTeacher):
       self, inputs: mtf.Tensor, targets: mtf.Tensor, compute_loss: bool,
       mode: str = TRAIN, **kwargs: Any,
   ) -> tuple[mtf.Tensor, mtf.Tensor | None]:
-    """See the base class: the student's logits, and the loss.
+    """Returns the student's logits and the loss; see the base class.
 
     Args:
       inputs: int32 [batch dims, length].
       targets: int32 [batch dims, length].
-      compute_loss: whether a loss is returned; the teacher has a part in it in
-        training only.
+      compute_loss: whether to return a loss; only in training does it include
+        the soft loss.
       mode: a tf.estimator.ModeKeys.
-      **kwargs: for both models.
+      **kwargs: other arguments of both models' `call_simple`.
     """
     self.student.decoder._loss_fn = self._hard_loss
     if self._cached and self._cached.fill:
@@ -211,12 +215,12 @@ class Distillation(transformer.StudentTeacher):
   def teacher_logits(
       self, inputs: mtf.Tensor, targets: mtf.Tensor, **kwargs: Any
   ) -> mtf.Tensor:
-    """What the teacher says, as in its own evaluation; without a gradient.
+    """Returns the teacher's logits in evaluation mode, without a gradient.
 
     Args:
       inputs: int32 [batch dims, length].
       targets: int32 [batch dims, length].
-      **kwargs: of `Bitransformer.call_simple`.
+      **kwargs: see `Bitransformer.call_simple`.
 
     Returns:
       float32 [batch dims, length, vocab].
@@ -236,7 +240,7 @@ class Distillation(transformer.StudentTeacher):
   def _call_teacher(
       self, *args: Any, **kwargs: Any
   ) -> tuple[mtf.Tensor, mtf.Tensor | None]:
-    """`Bitransformer.call_simple` of the teacher, in evaluation."""
+    """Calls the teacher in evaluation mode; builds it at the first call."""
     if self.teacher is None:
       self.teacher = self._find_teacher().build(**self._models)
     with gin.config_scope(TEACHER):
@@ -246,13 +250,13 @@ class Distillation(transformer.StudentTeacher):
   def _fill(
       self, inputs: mtf.Tensor, targets: mtf.Tensor, **kwargs: Any
   ) -> tuple[mtf.Tensor, mtf.Tensor]:
-    """The teacher alone, by the names in its checkpoint, to fill the cache."""
+    """Runs the teacher alone, named as in its checkpoint, to fill the cache."""
     logits, loss = self._call_teacher(
         inputs, targets, compute_loss=True, **kwargs)
     return self._cached.write(inputs, targets, logits), loss
 
   def _mixed_loss(self, teacher_logits: mtf.Tensor):
-    """A `Unitransformer.loss_fn`."""
+    """Returns a `Unitransformer.loss_fn` that mixes hard and soft loss."""
 
     def loss_fn(model, context, logits, targets, vocab_dim):
       hard = self._hard_loss(model, context, logits, targets, vocab_dim)
@@ -271,7 +275,7 @@ class Distillation(transformer.StudentTeacher):
     return loss_fn
 
   def _share(self) -> tf.Tensor:
-    """Of the soft loss at this step."""
+    """Returns the weight of the soft loss at the current step."""
     step = tf.train.get_or_create_global_step()
     return tf.where(step >= self.distill_start_step, self.fraction_soft, 0.0)
 
@@ -280,12 +284,12 @@ class Distillation(transformer.StudentTeacher):
     return self.student.decode(*args, **kwargs)
 
   def initialize(self) -> None:
-    """Takes the teacher's values, and the student's first ones, from its file.
+    """Initialises the teacher and a new student from the teacher's checkpoint.
 
-    Called when the graph is complete.
+    Called when the graph is complete. Opens the cache if the run has one.
 
     Raises:
-      ValueError: if the checkpoint is not of this teacher.
+      ValueError: if the checkpoint does not match the teacher's model.
     """
     if self.fraction_soft == 0 and not self.initialize_student_weights:
       return
@@ -308,7 +312,7 @@ class Distillation(transformer.StudentTeacher):
       self, variables: Mapping[str, tf.Variable],
       shapes: Mapping[str, tuple[int, ...]], checkpoint: str,
   ) -> None:
-    """Takes over weights, and says which."""
+    """Initialises the student and prints which weights it copies."""
     student = {
         name: v for name, v in variables.items()
         if not name.startswith(f"{TEACHER}/") and "_slot_" not in name
@@ -330,21 +334,21 @@ def _check_teacher(
     teacher: Mapping[str, tf.Variable], shapes: Mapping[str, tuple[int, ...]],
     checkpoint: str,
 ) -> None:
-  """Raises ValueError unless the checkpoint has the teacher's variables."""
+  """Raises ValueError unless the checkpoint fits the teacher's variables."""
   for name, variable in teacher.items():
     wanted = tuple(variable.shape.as_list())
     if shapes.get(name) != wanted:
       raise ValueError(
-          "distillation: the teacher's checkpoint must be of the teacher's "
+          "distillation: the teacher's checkpoint must match the teacher's "
           f"model, with {name}={list(wanted)} in the model, "
           f"{list(shapes[name]) if name in shapes else 'nothing'} in "
           f"checkpoint={checkpoint}. Correct distill_from.checkpoint, or the "
-          "model in distill_from.config. If it is an embedding, the "
+          "model in distill_from.config. If this is an embedding, the "
           "vocabularies differ: set MIXTURE_NAME to a task with the teacher's.")
 
 
 def _leave_out_of_checkpoints(variables) -> None:
-  """Makes variables local: a session initialises them whenever it starts."""
+  """Makes variables local: each new session initialises them."""
   names = {v.op.name for v in variables}
   kept = [v for v in tf.get_collection_ref(tf.GraphKeys.GLOBAL_VARIABLES)
           if v.op.name not in names]
@@ -357,10 +361,13 @@ def most_used_experts(model_dir: str) -> dict[str, int]:
   """Returns each Switch layer's most used expert, from the last record.
 
   Args:
-    model_dir: of the teacher, with its metrics.jsonl.
+    model_dir: folder of the teacher's run, with its metrics.jsonl.
+
+  Returns:
+    Sublayer, such as "encoder/block_000/layer_003" -> index of the expert.
 
   Raises:
-    ValueError: if nothing was recorded.
+    ValueError: if the last record has no load of experts.
   """
   records = metrics.read(model_dir, "train")
   found = {
@@ -380,16 +387,16 @@ def make_student_teacher(
     input_vocab_size: int, output_vocab_size: int, layout: Any = None,
     mesh_shape: Any = None,
 ) -> Distillation:
-  """In place of upstream's `make_bi_student_teacher`.
+  """Builds student and teacher; replaces upstream's `make_bi_student_teacher`.
 
   Args:
-    input_vocab_size: of the run's vocabulary.
-    output_vocab_size: the same.
-    layout: rules of the run.
-    mesh_shape: of the run.
+    input_vocab_size: size of the run's input vocabulary.
+    output_vocab_size: size of the run's output vocabulary.
+    layout: layout rules of the run.
+    mesh_shape: mesh of the run.
 
   Returns:
-    The models, configured.
+    The student, and the teacher to build when needed.
   """
   arguments = dict(input_vocab_size=input_vocab_size,
                    output_vocab_size=output_vocab_size, layout=layout,

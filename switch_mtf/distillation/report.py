@@ -1,11 +1,12 @@
-"""What a distillation was worth: teacher, student and a student without one.
+"""Reports how much of a teacher's gain over a baseline the student keeps.
 
   python -m switch_mtf.distillation.report --teacher=DIR \
       --student=DIR --baseline=DIR [--output=FILE]
 
-Reads what the three runs left behind. Their quality is the last neg. log
-perplexity of the validation split, where `gin/runs/perplexity_eval.gin` has
-measured it, else the best score of the task, as in `report.py`.
+The baseline is a student that was trained without the teacher. Reads the files
+of the three runs. The quality of a run is the last neg. log perplexity of the
+validation split if `gin/runs/perplexity_eval.gin` has measured it, else the
+best score of the task, as in `switch_mtf/comparison/report.py`.
 """
 
 import argparse
@@ -24,15 +25,15 @@ ROLES = ("teacher", "student", "baseline")
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What is known of a run.
+  """The figures of a trained model.
 
   Attributes:
-    model_dir: of the run.
-    measure: what quality is of: "neg_log_perplexity", or the tasks' names.
-    quality: more is better.
-    parameters: weights, without the optimizer's.
-    tokens_per_second: of the forward pass in evaluation; None if no evaluation
-      was timed.
+    model_dir: folder of the run.
+    measure: name of the measure: "neg_log_perplexity", or the tasks' names.
+    quality: value of the measure; more is better.
+    parameters: number of weights, without optimizer slots.
+    tokens_per_second: speed of the forward pass in evaluation; None if no
+      evaluation was timed.
   """
 
   model_dir: str
@@ -43,13 +44,16 @@ class Trained:
 
 
 def read(model_dir: str) -> Trained:
-  """Reads a run.
+  """Reads the figures of a run.
 
   Args:
-    model_dir: of the run.
+    model_dir: folder of the run.
+
+  Returns:
+    The figures.
 
   Raises:
-    ValueError: if it has no checkpoint, or was never evaluated.
+    ValueError: if the run has no checkpoint, or was never evaluated.
   """
   if tf.train.latest_checkpoint(model_dir) is None:
     raise ValueError(
@@ -67,21 +71,23 @@ def read(model_dir: str) -> Trained:
 
 
 def compare(teacher: Trained, student: Trained, baseline: Trained) -> dict:
-  """The figures of Tables 6 to 8 for one student.
+  """Computes the figures of Tables 6 to 8 for one student.
 
   Args:
-    teacher: that was learnt from.
-    student: that learnt.
-    baseline: as the student, but without the teacher.
+    teacher: the model that the student learned from.
+    student: the distilled model.
+    baseline: the student's model, trained without the teacher.
 
   Returns:
-    The three, "share_of_gain": what the student keeps of the teacher's gain
-    over the baseline, None where the teacher has none; "compression": share of
-    the teacher's parameters that are gone; "speedup": of the student in
-    evaluation, None if it was not timed.
+    The three models by role, and
+    "share_of_gain": share of the teacher's gain over the baseline that the
+      student keeps, None if the teacher has no gain;
+    "compression": share of the teacher's parameters that the student saves;
+    "speedup": the student's speed in evaluation relative to the teacher's, None
+      if either was not timed.
 
   Raises:
-    ValueError: if they were judged by different measures.
+    ValueError: if the models have different measures.
   """
   runs = dict(zip(ROLES, (teacher, student, baseline), strict=True))
   if len({run.measure for run in runs.values()}) > 1:
@@ -101,10 +107,13 @@ def compare(teacher: Trained, student: Trained, baseline: Trained) -> dict:
 
 
 def text(found: dict) -> str:
-  """The figures as a table and a sentence.
+  """Formats the figures as a table and a sentence.
 
   Args:
-    found: by `compare`.
+    found: result of `compare`.
+
+  Returns:
+    The lines, joined.
   """
   lines = [f"{'':10}{'parameters':>14}{found['teacher']['measure']:>24}"
            f"{'tokens/s':>12}"]
@@ -124,14 +133,14 @@ def text(found: dict) -> str:
 
 
 def main() -> int:
-  """Prints the report of what is named; 0, or 2 if something is wrong."""
+  """Prints the report; returns the exit status: 0, or 2 on a ValueError."""
   parser = argparse.ArgumentParser(
       prog="python -m switch_mtf.distillation.report",
       description=__doc__.split("\n")[0])
   for role in ROLES:
     parser.add_argument(f"--{role}", required=True, metavar="DIR",
-                        help="its model_dir")
-  parser.add_argument("--output", metavar="FILE", help="write it as JSON, too")
+                        help="model_dir of this run")
+  parser.add_argument("--output", metavar="FILE", help="also write it as JSON")
   arguments = parser.parse_args()
   try:
     found = compare(*(read(getattr(arguments, role)) for role in ROLES))

@@ -1,10 +1,11 @@
-"""Which weights a student takes over from its teacher (section 4.2).
+"""Initialises a student from the weights of its teacher (section 4.2).
 
-A model is a sequence of sublayers. A Switch model names them otherwise than its
-dense twin, because its blocks are longer, so they are matched by their place in
-the stack. What does not depend on the experts has the same shape in both and is
-copied; what stands where the teacher has experts starts fresh, or from the mean
-of the experts, or from one of them.
+A model is a sequence of sublayers. A Switch model has longer blocks than its
+dense twin and so names its sublayers differently. Sublayers are therefore
+matched by their place in the stack. Weights that do not depend on the experts
+have the same shape in both models and are copied. Where the teacher has
+experts, the student's feed-forward layer starts fresh, from the mean of the
+experts, or from the most used expert.
 """
 
 import dataclasses
@@ -17,21 +18,23 @@ FRESH, MEAN, MOST_USED = "fresh", "mean_expert", "most_used_expert"
 WAYS = (FRESH, MEAN, MOST_USED)
 
 _SUBLAYER = re.compile(r"(\w+)/block_(\d+)/layer_(\d+)/(.+)")
-# What replaces a Switch layer, and the names of the weights that both have.
+# Scopes of a dense feed-forward layer and of the Switch layer in its place.
 _DENSE, _SWITCH = "DenseReluDense", "SwitchFFN"
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Stack, sublayer of the stack, rest of the name; stack "" outside of all.
+# Stack ("" outside of both stacks), index of the sublayer in the stack, rest of
+# the name.
 Place = tuple[str, int, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Where the initial value of a student's variable comes from.
+  """The source of the initial value of a student's variable.
 
   Attributes:
-    variable: of the teacher.
-    experts: None to copy it; MEAN or MOST_USED of its first axis.
+    variable: name of the teacher's variable.
+    experts: None to copy the variable; MEAN or MOST_USED to average its experts
+      (first axis), or to copy one of them.
   """
 
   variable: str
@@ -40,11 +43,11 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """How each variable of a student starts.
+  """The initial values of a student's variables.
 
   Attributes:
-    taken: variable -> where its value comes from.
-    fresh: variable -> why nothing is taken over.
+    taken: variable -> source of its value.
+    fresh: variable -> the reason why it has no source.
   """
 
   taken: dict[str, Source]
@@ -55,16 +58,16 @@ def match(student: Shapes, teacher: Shapes, replaced: str = FRESH) -> Start:
   """Finds the teacher's variable for each of the student's.
 
   Args:
-    student: trainable variable -> shape.
-    teacher: the same, of the teacher; without a scope in front.
-    replaced: how feed-forward layers start where the teacher has experts, one
-      of `WAYS`.
+    student: trainable variable of the student -> shape.
+    teacher: variable of the teacher, without the scope `teacher/` -> shape.
+    replaced: initial value of a feed-forward layer where the teacher has
+      experts, one of `WAYS`.
 
   Returns:
-    How each starts.
+    The source of each variable, or the reason why it starts fresh.
 
   Raises:
-    ValueError: if nothing could be taken over.
+    ValueError: if no variable has a source.
   """
   student_places, teacher_places = _places(student), _places(teacher)
   depths = _depths(student_places), _depths(teacher_places)
@@ -84,16 +87,16 @@ def match(student: Shapes, teacher: Shapes, replaced: str = FRESH) -> Start:
   if not start.taken:
     name, why = next(iter(start.fresh.items()))
     raise ValueError(
-        "distillation: a variable of the teacher must fit the student, with "
-        f"fitting=0 of {len(student)}; {name}: {why}. Give the student the "
-        "teacher's sizes, or set distillation.copy_weights = False.")
+        "distillation: some of the teacher's variables must fit the student, "
+        f"with fitting=0 of {len(student)}; {name}: {why}. Give the student "
+        "the teacher's sizes, or set distillation.copy_weights = False.")
   return start
 
 
 def _places(shapes: Shapes) -> dict[str, Place]:
-  """Variable -> its place."""
+  """Returns the place of each variable."""
   parts = {name: _SUBLAYER.fullmatch(name) for name in shapes}
-  lengths = {}  # sublayers of a block, by stack
+  lengths = {}  # stack -> sublayers per block
   for found in filter(None, parts.values()):
     lengths[found[1]] = max(lengths.get(found[1], 0), int(found[3]) + 1)
   return {
@@ -103,7 +106,7 @@ def _places(shapes: Shapes) -> dict[str, Place]:
 
 
 def _depths(places: Mapping[str, Place]) -> dict[str, int]:
-  """Sublayers of each stack."""
+  """Returns the number of sublayers of each stack."""
   depths = {}
   for stack, index, _ in places.values():
     depths[stack] = max(depths.get(stack, 0), index + 1)
@@ -114,7 +117,7 @@ def _source(
     place: Place, shape: tuple[int, ...], at: Mapping[Place, str],
     teacher: Shapes, replaced: str,
 ) -> Source | str:
-  """Where one variable's value comes from, or why from nowhere."""
+  """Returns the source of a variable, or the reason why it has none."""
   stack, index, rest = place
   if place in at:
     name = at[place]
@@ -124,7 +127,7 @@ def _source(
             f"teacher's {name}")
   experts = at.get((stack, index, rest.replace(_DENSE, _SWITCH, 1)))
   if experts is None or not rest.startswith(_DENSE):
-    return "the teacher has none at this place"
+    return "the teacher has no variable at this place"
   if replaced == FRESH:
     return f"the teacher has experts here: {experts}"
   if tuple(teacher[experts][1:]) != tuple(shape):
@@ -137,15 +140,15 @@ def assign(
     variables: Mapping[str, tf.Variable], start: Start, checkpoint: str,
     used: Mapping[str, int],
 ) -> None:
-  """Makes the student's variables start as found.
+  """Gives the student's variables initial values from a checkpoint.
 
-  Values come from the checkpoint when the run initialises its variables: not
-  when it goes on from a checkpoint of its own.
+  The run reads these values when it initialises its variables, not when it
+  resumes from a checkpoint of its own.
 
   Args:
-    variables: of the student, by name.
-    start: how each starts.
-    checkpoint: of the teacher.
+    variables: the student's variables, by name.
+    start: result of `match`.
+    checkpoint: path of the teacher's checkpoint.
     used: sublayer of the teacher, such as "encoder/block_000/layer_003" -> its
       most used expert; for `MOST_USED`.
   """
@@ -165,15 +168,19 @@ def assign(
       sublayer = source.variable.split(f"/{_SWITCH}/")[0]
       value = experts[used[sublayer]]
     value = tf.ensure_shape(value, variable.shape)
-    # As tf.train.init_from_checkpoint does.
+    # tf.train.init_from_checkpoint does the same.
     variable._initializer_op = variable.assign(value)
 
 
 def lines(start: Start) -> list[str]:
-  """What a run starts with, in words: a line for each reason.
+  """Describes a student's initial weights, with a line for each reason.
 
   Args:
-    start: of its student.
+    start: result of `match`.
+
+  Returns:
+    A line that counts the copied variables, then one per reason for variables
+    that start fresh.
   """
   total = len(start.taken) + len(start.fresh)
   found = [f"a new student takes {len(start.taken)} of {total} variables from "

@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from t5.models import mesh_transformer_main
 
 import tasks  # noqa: F401  (registers our tasks)
-from switch_mtf import errors, gin_files
+from switch_mtf import errors, gin_checks, gin_files
 from switch_mtf.training import (
   best_checkpoint,
   guards,
@@ -101,7 +101,9 @@ def _prepare(argv: list[str]) -> None:
         "--model_dir=runs/NAME or another folder, for checkpoints and figures.")
   folders = [ROOT, gin_files.T5_FOLDER, *FLAGS.gin_location_prefix]
   guards.check_gin_files(FLAGS.gin_file, folders)
-  gin_files.check_run(FLAGS.gin_file, FLAGS.gin_param or [], folders)
+  for name in FLAGS.module_import or []:
+    gin_checks.check_module(name, "--module_import")
+  gin_checks.check_run(FLAGS.gin_file, FLAGS.gin_param or [], folders)
   if not FLAGS.explain:
     guards.check_model_dir(FLAGS.model_dir)
   gin.add_config_file_search_path(ROOT)

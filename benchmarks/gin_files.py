@@ -33,6 +33,8 @@ NAME = "gin_files"
 FOLDER = os.path.join(ROOT, "results", "planning")
 # Stands in for the teacher that the user of a distillation chooses.
 TEACHER = "gin/experiments/small_scale/switch_e16.gin"
+# Needs a text of the user's.
+OWN_TEXT = "gin/experiments/own_text.gin"
 SMALL_RUN = "benchmarks/gin/planned.gin"
 CPU_MODELS = ("tiny", "switch_tiny_e16", "mini", "switch_mini_e16", "small",
               "switch_small_e16")
@@ -97,6 +99,8 @@ def rows() -> list[Row]:
     params = [f"{name} = 'none'" for name in unset]
     if "distill_from.checkpoint" in unset and "/paper/" not in path:
       params.append(f"distill_from.config = '{TEACHER}'")
+    if path == OWN_TEXT:
+      params.append("local_text.path = 'docs/paper.md'")
     # A run that needs another run's checkpoint cannot be trained alone.
     found.append(Row(path, (path,), small="/paper/" not in path and not unset,
                      params=tuple(params)))

@@ -2,9 +2,10 @@
 
   python -m benchmarks.report
 
-Reads results/benchmarks/*.json, draws train_step.png and decode.png beside
-them, and replaces the text between the two markers in README.md. The tables of
-`benchmarks.profile` go to docs/speed.md. A file without markers stays as it is.
+Reads results/benchmarks/*.json and draws train_step.png and decode.png beside
+them. Replaces the text between two markers in three files: README.md has four
+headline figures, docs/speed.md the targets, results/benchmarks/README.md all
+tables. A file without markers stays as it is.
 """
 
 import argparse
@@ -24,6 +25,13 @@ import matplotlib.pyplot as plt  # noqa: E402
 RESULTS = os.path.join(ROOT, "results", "benchmarks")
 README = os.path.join(ROOT, "README.md")
 SPEED = os.path.join(ROOT, "docs", "speed.md")
+TABLES = os.path.join(RESULTS, "README.md")
+# Result -> what README.md calls it.
+HEADLINES = {
+    "train_step/hf/e8/v32128": "training, 8 experts, against Hugging Face",
+    "train_step/hf/e128/v512": "training, 128 experts, against Hugging Face",
+    "train_step/upstream/e8/v32128": "training, 8 experts, against MoE1D",
+    "decode/hf/b1/e8": "decoding one sequence, against Hugging Face"}
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 # Label -> name and colour, in the order of the columns.
 SUBJECTS = {"ours": ("switch_mtf", "#c44e52"),
@@ -111,6 +119,15 @@ def speed_table(points: Points, heading: str) -> str:
   return _table([heading, "experts", *names], rows)
 
 
+def headlines(records: dict[str, dict[str, Any]]) -> str:
+  """Returns the figures of `HEADLINES` as a Markdown table."""
+  found = {result["name"]: result for record in records.values()
+           for result in record["results"]}
+  return _table(["tokens per second", "times as many"], [
+      [words, f"{found[name]['value']:.2f}"]
+      for name, words in HEADLINES.items() if name in found])
+
+
 def claims_table(records: dict[str, dict[str, Any]]) -> str:
   """Returns a Markdown table of the claims and the measured figures.
 
@@ -185,7 +202,7 @@ def profile_tables(record: dict[str, Any]) -> str:
       *(_messages(step) for step in steps if step.get("messages")),
       "Memory that a process holds, in MB, after importing its libraries, "
       "making the graph and making the variables; and what a step's tensors "
-      "take at their most. README has the peaks.",
+      "take at their most.",
       _table(["", *stages, "tensors"], memory),
       machine_line(record)])
 
@@ -223,30 +240,29 @@ def machine_line(record: dict[str, Any]) -> str:
 
 
 def markdown(records: dict[str, dict[str, Any]]) -> str:
-  """Writes the text between the markers of README.md.
+  """Returns the tables of results/benchmarks/README.md.
 
   Args:
     records: records by suite, as from `read`.
-
-  Returns:
-    Markdown.
   """
   parts = []
   if "train_step" in records:
     parts += ["Training, tokens per second:", speed_table(
         speeds(records["train_step"], "vocabulary"), "vocabulary"),
-        "![Training](results/benchmarks/train_step.png)"]
+        "![Training](train_step.png)"]
   if "decode" in records:
     parts += ["Greedy decoding, tokens per second:", speed_table(
         speeds(records["decode"], "batch"), "batch"),
-        "![Decoding](results/benchmarks/decode.png)"]
+        "![Decoding](decode.png)"]
   for suite, key, what in (("train_step", "vocabulary", "training"),
                            ("decode", "batch", "decoding")):
     if suite in records:
       parts += [f"Peak memory, {what}, in MB:", speed_table(
           speeds(records[suite], key, "peak_rss_mb"), key)]
-  parts += ["What is claimed:", claims_table(records)]
-  parts += sorted({machine_line(record) for record in records.values()})
+  if "profile" in records:
+    parts.append(profile_tables(records["profile"]))
+  parts += sorted({machine_line(record) for record in records.values()
+                   if record["suite"] != "profile"})
   return "\n\n".join(parts)
 
 
@@ -283,6 +299,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--results", default=RESULTS)
   parser.add_argument("--readme", default=README)
   parser.add_argument("--speed", default=SPEED)
+  parser.add_argument("--tables", default=TABLES)
   options = parser.parse_args(arguments)
   records = read(options.results)
   for name, key, title in (("train_step", "vocabulary", "vocabulary {}"),
@@ -290,11 +307,11 @@ def main(arguments: Sequence[str]) -> None:
     if name in records:
       draw(speeds(records[name], key), title,
            os.path.join(options.results, f"{name}.png"))
-  text = markdown(records)
-  print(text)
-  _rewrite(options.readme, text)
-  if "profile" in records:
-    _rewrite(options.speed, profile_tables(records["profile"]))
+  for path, text in ((options.readme, headlines(records)),
+                     (options.speed, claims_table(records)),
+                     (options.tables, markdown(records))):
+    print(text)
+    _rewrite(path, text)
 
 
 def _rewrite(path: str, new: str) -> None:

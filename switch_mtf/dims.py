@@ -124,8 +124,7 @@ class MoeDims:
       num_experts: number of experts of the layer.
       hidden_size: hidden units of one expert.
       group_size: tokens of a group; a call with fewer tokens is one group.
-      capacity_factor: slots of all experts over tokens, see `expert_capacity`;
-        None drops no token.
+      capacity_factor: slots over tokens; None drops no token.
       min_capacity: smallest number of slots of an expert.
       num_choices: number of experts that a token may use.
       output_size: features of a result; those of a token by default.
@@ -143,10 +142,8 @@ class MoeDims:
     tokens = x_shape.size // model_dim.size // outer_batch_dim.size
     experts_dim = mtf.Dimension("experts", num_experts)
     _check_layout(outer_batch_dim.name, batch_dim.name, layout, mesh_shape)
-    batch_axis, batch_ways = mesh_axis(batch_dim, layout, mesh_shape)
-    experts_axis, experts_ways = mesh_axis(experts_dim, layout, mesh_shape)
-    _check_experts(num_experts, experts_ways)
-    _check_tokens(tokens, batch_ways, batch_dim.name)
+    batch_ways, groups_stay = _check_mesh(
+        tokens, batch_dim, experts_dim, layout, mesh_shape)
     if decoding:
       group_size, capacity_factor = tokens // batch_ways, None
     group_size = _fit_groups(tokens, group_size, batch_ways, batch_dim, scope)
@@ -163,7 +160,7 @@ class MoeDims:
         capacity_dim=mtf.Dimension("expert_capacity", capacity),
         ff_dim=mtf.Dimension("d_ff", hidden_size),
         choices_dim=mtf.Dimension("choices", num_choices),
-        groups_stay=experts_axis is None or experts_axis != batch_axis)
+        groups_stay=groups_stay)
 
   @property
   def experts_unsplit_dim(self) -> mtf.Dimension:
@@ -293,6 +290,22 @@ def _check_layout(
           "SwitchFFN: dimensions of one tensor must be split by different mesh "
           f"axes, with dimensions={one}, {other}, axis={rules[one]}. Change "
           "utils.run.layout_rules.")
+
+
+def _check_mesh(
+    tokens: int, batch_dim: mtf.Dimension, experts_dim: mtf.Dimension,
+    layout: mtf.LayoutRules | str | None, mesh_shape: mtf.Shape | str | None,
+) -> tuple[int, bool]:
+  """Returns into how many parts tokens are split, and whether groups stay.
+
+  Raises:
+    ValueError: unless each processor gets as many tokens and experts.
+  """
+  batch_axis, batch_ways = mesh_axis(batch_dim, layout, mesh_shape)
+  experts_axis, experts_ways = mesh_axis(experts_dim, layout, mesh_shape)
+  _check_experts(experts_dim.size, experts_ways)
+  _check_tokens(tokens, batch_ways, batch_dim.name)
+  return batch_ways, experts_axis is None or experts_axis != batch_axis
 
 
 def _check_experts(num_experts: int, ways: int) -> None:

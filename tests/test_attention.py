@@ -1,4 +1,4 @@
-"""Our attention against upstream's, forward and backward."""
+"""Attention in one operation, against upstream's and by hand."""
 
 import types
 
@@ -6,12 +6,91 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate
+from helpers.graphs import close, run
 from mesh_tensorflow.transformer import attention as upstream
-from mesh_tensorflow.transformer import transformer, transformer_layers
 
+from switch_mtf.kernels import attention
 from switch_mtf.kernels import attention as ours
-from switch_mtf.kernels import cache
+
+
+def softmax(x, axis=-1):
+  x = np.exp(x - x.max(axis, keepdims=True))
+  return x / x.sum(axis, keepdims=True)
+
+
+def plain_attend(q, k, v, bias=None, mask=None):
+  """`attention.attend` as it is written on paper."""
+  weights = tf.einsum("bhlk,bhmk->bhlm", q, k)
+  weights = tf.nn.softmax(weights if bias is None else weights + bias)
+  return tf.einsum(
+      "bhlm,bhmv->bhlv", weights if mask is None else weights * mask, v)
+
+
+BIASES = [None, [2, 3, 4, 5], [1, 3, 4, 5], [2, 1, 1, 5], [1, 1, 4, 1],
+          [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("mask", [None, [2, 3, 4, 5], [2, 1, 1, 5]])
+def test_attend(bias, mask):
+  rng = np.random.default_rng(0)
+  q, k, v, dy = (rng.normal(size=[2, 3, *shape]).astype(np.float32)
+                 for shape in ([4, 6], [5, 6], [5, 7], [4, 7]))
+  given = {"q": q, "k": k, "v": v}
+  if bias:
+    given["bias"] = rng.normal(size=bias).astype(np.float32)
+  # Inverted dropout: what is left is scaled up.
+  kept = (rng.random(mask) < .7).astype(np.float32) / .7 if mask else 1.0
+  dropped = tf.constant(kept) if mask else None
+  # In NumPy.
+  weights = softmax(q @ k.swapaxes(-1, -2) + given.get("bias", 0))
+  expected = (weights * kept) @ v
+  found = []
+  for attend in (attention.attend, plain_attend):
+    xs = {name: tf.constant(x) for name, x in given.items()}
+    y = attend(xs["q"], xs["k"], xs["v"], xs.get("bias"), dropped)
+    found.append(run([y, *tf.gradients(y, list(xs.values()), dy)]))
+  for name, mine, plain in zip(["y", *given], *found, strict=True):
+    assert mine.shape == plain.shape
+    close(mine, plain, err_msg=name)
+  close(found[0][0], expected)
+
+
+def test_attend_where_a_bias_hides_the_memory():
+  rng = np.random.default_rng(0)
+  q, k, v = (tf.constant(rng.normal(size=[1, 1, n, 3]), tf.float32)
+             for n in (2, 4, 4))
+  # Hidden as upstream does it: -1e9. The second query sees one entry only.
+  bias = tf.constant([[[[0, 0, -1e9, -1e9], [-1e9, 0, -1e9, -1e9]]]])
+  y = attention.attend(q, k, v, bias)
+  y, v, dk, dv = run([y, v, *tf.gradients(y, [k, v])])
+  close(y[0, 0, 1], v[0, 0, 1])
+  assert (dk[0, 0, 2:] == 0).all() and (dv[0, 0, 2:] == 0).all()
+
+
+def test_attend_to_huge_logits():
+  # exp(300) is more than a float32 holds.
+  q = tf.constant([[[30.0]]])
+  k, v = tf.constant([[[10.0], [9.0]]]), tf.constant([[[2.0], [3.0]]])
+  y = attention.attend(q, k, v)
+  one = attention.attend_one_query(q[:, 0], k, v)
+  y, one, *grads = run([y, one, *tf.gradients(y, [q, k, v])])
+  close(y, [[[2.0]]])
+  close(one, [[2.0]])
+  assert all(np.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("bias", [None, [2, 3, 5], [1, 1, 5]])
+def test_attend_one_query(bias):
+  rng = np.random.default_rng(0)
+  q, k, v = (tf.constant(rng.normal(size=[2, 3, *n, 4]), tf.float32)
+             for n in ((), (5,), (5,)))
+  more = [tf.constant(rng.normal(size=bias), tf.float32)] if bias else []
+  y, expected = run([
+      attention.attend_one_query(q, k, v, *more),
+      attention.attend(q[:, :, None], k, v, *(b[:, :, None] for b in more))])
+  close(y, expected[:, :, 0])
+
 
 TOLERANCE = 1e-5
 SIZES = {"batch": 4, "length": 5, "memory_length": 6, "heads": 2, "d_kv": 3}
@@ -89,8 +168,6 @@ CASES = {
     "one query, shared": ({**ONE, "bias": "memory_length"},
                           {"shared_kv": True}),
 }
-
-
 MEMORY_SPLIT = {"mesh_shape": "a:2", "layout": "memory_length:a"}
 
 
@@ -171,122 +248,3 @@ def test_dropout(broadcast):
   np.testing.assert_allclose(y * 3, np.round(y * 3), atol=TOLERANCE)
   assert len(np.unique(np.round(y * 3))) > 2
   assert ((y == y[:, :1]).all()) == bool(broadcast)
-
-
-# The cache.
-
-
-UPSTREAM_ORDER = "batch memory_length heads d_kv"
-GIVEN = [0, 2, 6, 3]  # tokens of each partial sequence
-
-
-def context_of(mesh, mode, *, mesh_shape="", layout="", **options):
-  """A stack's, in decoding, of sequences as long as the memory."""
-  return transformer.Context(
-      model=types.SimpleNamespace(
-          mesh_shape=mesh_shape, layout=layout, ensemble_dim=None,
-          model_dim=mtf.Dimension("d_model", 6), fully_autoregressive=True,
-          ensemble_dims=[]),
-      mesh=mesh, batch_dims=dims("batch"), mode=mode,
-      length_dim=mtf.Dimension("length", SIZES["memory_length"]),
-      variable_dtype=mtf.VariableDType(tf.float32, tf.float32, tf.float32),
-      new_states=[], **options)
-
-
-def decode_step(
-    call, *, positions, shared_kv=False, mesh_shape="", layout="",
-    order=UPSTREAM_ORDER):
-  """Output and new cache of one step, as arrays, and kinds of operations.
-
-  The cache is kept in an order of dimensions; it is returned in upstream's.
-  """
-  with tf.Graph().as_default():
-    mesh, rng = mtf.Mesh(mtf.Graph(), "mesh"), np.random.default_rng(0)
-    model_dim = mtf.Dimension("d_model", 6)
-    batch, memory, heads, key = dims("batch memory_length heads d_kv")
-
-    def random(shape):
-      return constant(
-          mesh, rng.normal(size=mtf.Shape(shape).to_integer_list).astype(
-              np.float32), shape)
-
-    layer = transformer_layers.SelfAttention(
-        num_heads=heads.size, key_value_size=key.size, shared_kv=shared_kv,
-        relative_attention_type="bias")
-    at = constant(mesh, np.int32(positions), [batch])
-    # Zero where nothing has been written, as decoding begins.
-    known = mtf.cast(
-        mtf.less(mtf.range(mesh, memory, tf.int32), at), tf.float32)
-    states = [
-        mtf.transpose(random([batch, memory, heads, key]) * known,
-                      mtf.Shape(dims(order)))
-        for _ in range(1 if shared_kv else 2)]
-    context = context_of(
-        mesh, "incremental", mesh_shape=mesh_shape, layout=layout,
-        position=at, states=states)
-    y = call(layer, context, random([batch, model_dim]))
-    new_states = [mtf.transpose(state, mtf.Shape(dims(UPSTREAM_ORDER)))
-                  for state in context.new_states]
-    processors = mtf.convert_to_shape(mesh_shape)
-    lowering = mtf.Lowering(mesh.graph, {
-        mesh: mtf.placement_mesh_impl.PlacementMeshImpl(
-            processors, mtf.convert_to_layout_rules(layout),
-            [""] * processors.size)}, autostack=False)
-    weights = {v.name: rng.normal(size=v.shape.to_integer_list)
-               for v in mesh.graph.trainable_variables}
-    kinds = {op.type for op in tf.get_default_graph().get_operations()}
-    return evaluate(lowering, [y, *new_states], weights), kinds
-
-
-@pytest.mark.parametrize("mesh", [
-    {}, {"mesh_shape": "a:2;b:2", "layout": "batch:a;heads:b"},
-    {"mesh_shape": "a:1", "layout": "batch:a"},
-    {"mesh_shape": "a:2", "layout": "memory_length:a"}])
-@pytest.mark.parametrize("shared_kv", [False, True])
-@pytest.mark.parametrize("positions", [[2, 2, 2, 2], [0, 5, 3, 7]])
-@pytest.mark.parametrize(
-    "order", [UPSTREAM_ORDER, "batch heads memory_length d_kv"])
-def test_cache_as_upstream(mesh, shared_kv, positions, order):
-  # 7 is past the end of a memory of 6: nothing is written.
-  options = {"positions": positions, "shared_kv": shared_kv}
-  expected, _ = decode_step(cache.self_attention.upstream, **options)
-  found, kinds = decode_step(
-      transformer_layers.SelfAttention.call, **options, **mesh, order=order)
-  assert ("ScatterNdNonAliasingAdd" in kinds) == (
-      "memory_length" not in mesh.get("layout", ""))
-  for one, value in zip(found, expected, strict=True):
-    np.testing.assert_allclose(one, value, rtol=TOLERANCE, atol=TOLERANCE)
-
-
-def test_what_is_kept_lies_as_it_is_read():
-  # Keys and values of each head one after another, zero where nothing is given.
-  with tf.Graph().as_default():
-    mesh = mtf.Mesh(mtf.Graph(), "mesh")
-    model_dim, memory = mtf.Dimension("d_model", 6), dims("memory_length")
-    length = mtf.Dimension("length", SIZES["memory_length"])
-    context = context_of(
-        mesh, "first_part", position=mtf.range(mesh, length, tf.int32),
-        encoder_output=mtf.zeros(
-            mesh, mtf.Shape([*dims("batch"), *memory, model_dim])),
-        constant_states=[], initial_position=constant(
-            mesh, np.int32(GIVEN), dims("batch")))
-    x = mtf.ones(mesh, mtf.Shape([*dims("batch"), length, model_dim]))
-    for cls in (transformer_layers.SelfAttention,
-                transformer_layers.EncDecAttention):
-      with tf.variable_scope(cls.__name__):
-        cls(num_heads=SIZES["heads"], key_value_size=SIZES["d_kv"]).call(
-            context, x)
-    lowering = mtf.Lowering(mesh.graph, {
-        mesh: mtf.placement_mesh_impl.PlacementMeshImpl("", "", [""])},
-        autostack=False)
-    weights = {v.name: np.ones(v.shape.to_integer_list)
-               for v in mesh.graph.trainable_variables}
-    for kept in evaluate(lowering, context.new_states, weights):
-      for sequence, given in zip(kept, GIVEN, strict=True):
-        assert (sequence[:, :given] != 0).all()
-        assert (sequence[:, given:] == 0).all()  # decoding writes there
-  (k, v, memory_dim), = context.constant_states
-  assert memory_dim == memory[0]
-  for kept in (*context.new_states, k, v):
-    assert kept.shape.dims == dims("batch heads memory_length d_kv")
-  assert len(context.new_states) == 2

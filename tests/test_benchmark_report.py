@@ -35,11 +35,22 @@ def test_report_tables():
   text = report.markdown(made_up_records())
   assert "| 512 | dense | 5,000 | 4,000 |" in text
   assert "| 512 | 8 | 6,500 | 3,000 |" in text
+  assert "A processor, 2 cores; python 3.11; commit 0123456." in text
+
+
+def test_report_of_targets():
+  text = report.claims_table(made_up_records())
   assert ("| `train_step/hf/e8/v512` | 2.17 (2.00 to 2.33) | at least 1.5 "
           "| yes |") in text
   assert "| `train_step/x` | 1.20 | at most 1.1 | **no** |" in text
   assert "without" not in text and "| `train_step/wait` | 4.50 s |" in text
-  assert "A processor, 2 cores; python 3.11; commit 0123456." in text
+
+
+def test_report_of_headlines(monkeypatch):
+  monkeypatch.setattr(report, "HEADLINES", {
+      "train_step/hf/e8/v512": "in words", "not/measured": "never"})
+  assert report.headlines(made_up_records()).splitlines()[2:] == [
+      "| in words | 2.17 |"]
 
 
 PROFILE = {
@@ -78,21 +89,25 @@ def test_report_command(tmp_path, capsys):
       json.dumps(made_up_records()["train_step"]))
   (tmp_path / "decode.json").write_text('{"suite": "decode"}')
   (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
-  readme, speed = tmp_path / "README.md", tmp_path / "speed.md"
-  for path in (readme, speed):
-    path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-  command = [f"--results={tmp_path}", f"--readme={readme}", f"--speed={speed}"]
+  paths = [tmp_path / name for name in ("README.md", "speed.md", "tables.md")]
+  for path in paths:
+    path.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
+  command = [f"--results={tmp_path}", *(
+      f"--{name}={path}" for name, path in zip(
+          ("readme", "speed", "tables"), paths, strict=True))]
   report.main(command)
-  text = readme.read_text()
-  assert report.profile_tables(PROFILE) in speed.read_text()
+  readme, speed, text = (path.read_text() for path in paths)
+  assert report.headlines(made_up_records()) in readme
+  assert report.claims_table(made_up_records()) in speed
+  assert report.profile_tables(PROFILE) in text
   assert text.startswith("before\n") and text.endswith("after\n")
-  assert "old" not in text and "| 512 | 8 |" in text
+  assert "stale" not in text and "| 512 | 8 |" in text
   assert (tmp_path / "train_step.png").stat().st_size > 1000
   printed = capsys.readouterr()
   assert "| 512 | 8 |" in printed.out
   assert "decode.json: not complete, left out" in printed.err
   report.main(command)
-  assert readme.read_text() == text
+  assert [path.read_text() for path in paths] == [readme, speed, text]
 
 
 @pytest.mark.parametrize("text", [

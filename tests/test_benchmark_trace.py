@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import as_it_is
+from helpers.graphs import as_it_is
 
 from benchmarks import profile, trace, worker
 from benchmarks.harness import ROOT, Worker

@@ -4,9 +4,9 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from helpers.graphs import ROOT
 
-from switch_mtf import gin_files
+from switch_mtf import gin_checks, gin_files
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
          *sorted((ROOT / "gin").glob("**/*.gin"))]
@@ -41,7 +41,7 @@ def test_command_is_legal(page, given, monkeypatch):
   arguments = shlex.split(given, comments=True)
   files = [OPERATIVE if "operative_config" in path else path
            for path in values(arguments, "gin_file")]
-  gin_files.check_run(
+  gin_checks.check_run(
       files, values(arguments, "gin_param"), [str(ROOT), gin_files.T5_FOLDER])
 
 

@@ -6,7 +6,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import as_it_is, lower, make_context
+from helpers.graphs import as_it_is, lower, make_context
 from mesh_tensorflow.transformer import transformer, transformer_layers
 
 from switch_mtf.layers.routers import (

@@ -1,3 +1,5 @@
+"""Dimensions of a Switch layer: sizes, names, every error."""
+
 import dataclasses
 
 import mesh_tensorflow as mtf
@@ -9,7 +11,6 @@ from switch_mtf.dims import (
   expert_capacity,
   unsplit,
 )
-from switch_mtf.errors import legal_divisors
 
 # 8 sequences of 12 tokens: 96 tokens.
 SHAPE = "batch:8,length:12,d_model:16"
@@ -111,8 +112,6 @@ def test_any_dimension_between_batch_and_model_is_tokens(length):
   assert create(f"batch:8,{length}:12,d_model:16") == create()
 
 
-# Layouts.
-
 LAYOUTS = [
     ("all:1", "batch:all"), ("a:4", "batch:a"), ("a:4", "experts:a"),
     ("a:4", "d_ff:a"), ("a:4", "batch:a;experts:a"),
@@ -124,7 +123,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("mesh_shape, layout", LAYOUTS)
 @pytest.mark.parametrize("group_size", [6, 12, 24])
 def test_layout_changes_nothing(mesh_shape, layout, group_size):
-  # "A layout never changes a result" (design.md, section 3).
+  # "A layout never changes a result" (CONTRIBUTING.md).
   laid_out = create(group_size=group_size, mesh_shape=mesh_shape, layout=layout)
   plain = create(group_size=group_size)
   # Which way the slots go depends on the layout; how many there are does not.
@@ -143,8 +142,6 @@ def test_decoding_drops_nothing(mesh_shape, layout, experts):
   assert dims.capacity_dim.size == dims.group_size_dim.size
   assert dims.num_groups_dim.size * dims.group_size_dim.size == 8
 
-
-# Errors.
 
 def message(**changed):
   with pytest.raises(ValueError) as error:
@@ -204,15 +201,6 @@ def test_batch_axis_must_divide_the_tokens():
       "SwitchFFN: the mesh axis that splits 'batch' must divide the tokens, "
       "with tokens=96, axis size=5. Change utils.run.batch_size or "
       "utils.run.mesh_shape.")
-
-
-@pytest.mark.parametrize("size, near, count, divisors", [
-    (12, 5, 4, [2, 3, 4, 6]),  # at distances 3, 2, 1, 1; 1 and 12 are further
-    (7, 100, 4, [1, 7]),  # there are no more
-    (12, 1, 2, [1, 2]),
-])
-def test_legal_divisors(size, near, count, divisors):
-  assert legal_divisors(size, near, count) == divisors
 
 
 def test_check_shape(new_mesh):

@@ -5,7 +5,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate, lower, make_context
+from helpers.graphs import constant, evaluate, lower, make_context
 
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers.dispatch import (

@@ -7,9 +7,9 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate, lower
+from helpers.configs import build
+from helpers.graphs import constant, evaluate, lower
 from mesh_tensorflow.transformer import transformer
-from test_models import build
 
 from switch_mtf.distillation import loss, student_init
 from switch_mtf.distillation.loss import Distillation, Teacher

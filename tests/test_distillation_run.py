@@ -9,43 +9,31 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import ROOT, constant, lower
+from helpers.configs import parse
+from helpers.graphs import ROOT, constant, lower
+from helpers.runs import (
+  STUDENT,
+  losses,
+  run,
+  same_weights,
+  student_flags,
+  succeed,
+  weights,
+)
 from mesh_tensorflow.transformer import utils
-from test_gin import parse
-from test_run_t5 import losses, run, same_weights, succeed, weights
 
 from switch_mtf.checkpoints import plain_t5
 from switch_mtf.distillation import student_init
 from switch_mtf.training import metrics
 
-STUDENT = "tests/gin/student.gin"
 TRAIN, EVAL = tf.estimator.ModeKeys.TRAIN, tf.estimator.ModeKeys.EVAL
 BATCH, INPUTS, TARGETS, VOCAB = 4, 32, 16, 1100
-# In training a teacher like this drops tokens and features, and jitters.
-NOISY = ("dropout_rate = 0.3", "SwitchFFN.capacity_factor_train = 0.5",
-         "SwitchFFN.capacity_factor_eval = 1.5", "train_then.phases = []")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-  """The model_dir of a teacher."""
-  model_dir = tmp_path_factory.mktemp("runs") / "teacher"
-  succeed(model_dir, "--gin_file=tests/gin/tiny.gin",
-          *(f"--gin_param={binding}" for binding in NOISY))
-  return model_dir
-
-
-def flags(teacher, *params, student=STUDENT):
-  return [f"--gin_file={student}",
-          *(f"--gin_param={binding}" for binding in (
-              f"distill_from.checkpoint = '{teacher}'",
-              "train_then.phases = []", *params))]
 
 
 @pytest.fixture(scope="module")
 def distilled(teacher, tmp_path_factory):
   model_dir = tmp_path_factory.mktemp("runs") / "student"
-  return model_dir, succeed(model_dir, *flags(teacher))
+  return model_dir, succeed(model_dir, *student_flags(teacher))
 
 
 def trained_weights(model_dir):
@@ -70,7 +58,7 @@ def test_new_students_are_told_what_they_take(distilled):
 @pytest.mark.parametrize("replaced", student_init.WAYS)
 def test_student_starts_as_its_teacher(teacher, tmp_path, replaced):
   # At a learning rate of 0 it stays as it starts.
-  succeed(tmp_path, *flags(
+  succeed(tmp_path, *student_flags(
       teacher, "train_steps = 2", "learning_rate = 0.0",
       f"distillation.replaced = '{replaced}'"))
   found, right = trained_weights(tmp_path), trained_weights(teacher)
@@ -90,7 +78,7 @@ def test_student_starts_as_its_teacher(teacher, tmp_path, replaced):
 def test_a_student_can_be_a_smaller_switch_model(teacher, tmp_path):
   stderr = succeed(
       tmp_path, "--gin_file=tests/gin/tiny.gin",
-      *flags(teacher, "num_experts = 2", "train_steps = 2",
+      *student_flags(teacher, "num_experts = 2", "train_steps = 2",
              "learning_rate = 0.0", student="gin/runs/distill.gin")).stderr
   found, right = trained_weights(tmp_path), trained_weights(teacher)
   assert found.keys() == right.keys()
@@ -107,7 +95,7 @@ def test_a_student_can_be_a_smaller_switch_model(teacher, tmp_path):
 def test_interrupted_run_goes_on_as_if_it_had_not_been(
     distilled, teacher, tmp_path):
   for steps in (2, 4):
-    succeed(tmp_path, *flags(teacher, f"train_steps = {steps}",
+    succeed(tmp_path, *student_flags(teacher, f"train_steps = {steps}",
                              "utils.run.total_run_steps = 4"))
   assert losses(tmp_path) == losses(distilled[0])
   assert same_weights(weights(tmp_path), weights(distilled[0]))
@@ -116,7 +104,7 @@ def test_interrupted_run_goes_on_as_if_it_had_not_been(
 def test_student_is_evaluated_without_its_teacher(teacher, tmp_path):
   moved = tmp_path / "teacher"
   shutil.copytree(teacher, moved)
-  succeed(tmp_path / "student", *flags(moved))
+  succeed(tmp_path / "student", *student_flags(moved))
   shutil.rmtree(moved)
   succeed(tmp_path / "student",
           f"--gin_file={tmp_path}/student/operative_config.gin",
@@ -304,7 +292,7 @@ def test_bad_input_is_explained(teacher, tmp_path):
       (("teacher/SwitchFFN.num_experts = 8",),
        "the teacher's checkpoint must match the teacher's model"),
       (("temperature = 0.0",), "temperature must be a finite number")):
-    done = run(tmp_path / "run", *flags(teacher, *params))
+    done = run(tmp_path / "run", *student_flags(teacher, *params))
     assert done.returncode == 1
     assert f"distillation: {text}" in done.stderr
     assert "Traceback" not in done.stderr

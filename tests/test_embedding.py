@@ -1,12 +1,13 @@
-"""Embedding and loss by index against upstream's with one-hot matrices."""
+"""Embedding and loss by index, against upstream's and by hand."""
 
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate, lower, make_context
+from helpers.graphs import close, constant, evaluate, lower, make_context, run
 from mesh_tensorflow.transformer import transformer
 
+from switch_mtf.kernels import embedding
 from switch_mtf.kernels.embedding import GatherEmbedding, cross_entropy_from_ids
 
 VOCAB, MODEL = 8, 6
@@ -124,3 +125,81 @@ def test_loss(mesh, mode, options):
   assert one_hot == (falls_back or "label_smoothing" in options)
   for ours, value in zip(found, expected, strict=True):
     np.testing.assert_allclose(ours, value, rtol=1e-5, atol=1e-5)
+
+
+TOLERANCE = 1e-5
+
+
+def softmax(x, axis=-1):
+  x = np.exp(x - x.max(axis, keepdims=True))
+  return x / x.sum(axis, keepdims=True)
+
+
+# Ids of a vocabulary of 5: some again, and some that are none.
+IDS = [[0, 4, 2, 2], [5, -1, 3, 6], [2, -7, 1000, 0]]
+
+
+def one_hot(ids, size):
+  return (np.asarray(ids)[..., None] == np.arange(size)).astype(np.float32)
+
+
+@pytest.mark.parametrize("ids", [IDS, IDS[0], [5, -1], [[[3]]]])
+def test_rows(ids):
+  table = np.random.default_rng(0).normal(size=[5, 3]).astype(np.float32)
+  found = run(embedding.gather_rows(
+      tf.constant(table), tf.constant(ids, tf.int32)))
+  close(found, one_hot(ids, 5) @ table)
+
+
+@pytest.mark.parametrize("ids", [IDS, IDS[0], [5, -1], [[[3]]]])
+def test_sum_rows(ids):
+  y = np.random.default_rng(0).normal(
+      size=[*np.shape(ids), 3]).astype(np.float32)
+  found = run(embedding.gather_rows_grad(
+      tf.constant(y), tf.constant(ids, tf.int32), 5))
+  close(found, np.tensordot(
+      one_hot(ids, 5).reshape(-1, 5), y.reshape(-1, 3), (0, 0)))
+
+
+def plain_cross_entropy(logits, ids, z_loss):
+  log_z = tf.reduce_logsumexp(logits, axis=-1)
+  at = tf.reduce_sum(logits * tf.one_hot(ids, logits.shape[-1]), axis=-1)
+  return log_z - at + z_loss * tf.square(log_z)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-4, .5])
+@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("shape", [[4], [2, 3], [2, 1, 3]])
+def test_cross_entropy(z_loss, scale, shape):
+  rng = np.random.default_rng(0)
+  values = scale * rng.normal(size=[*shape, 7]).astype(np.float32)
+  ids, dloss = rng.integers(0, 7, shape), rng.normal(size=shape)
+  # In float64, by the definition.
+  probs = softmax(values.astype(np.float64))
+  log_z = values.max(-1) + np.log(
+      np.exp(values - values.max(-1, keepdims=True)).sum(-1))
+  expected = -np.log(np.take_along_axis(
+      probs, ids[..., None], -1))[..., 0] + z_loss * log_z**2
+  found = []
+  for cross_entropy in (embedding.cross_entropy, plain_cross_entropy):
+    logits = tf.constant(values)
+    loss = cross_entropy(logits, tf.constant(ids, tf.int32), z_loss)
+    found.append(run([loss, *tf.gradients(
+        loss, [logits], tf.constant(dloss, tf.float32))]))
+  (ours, ours_grad), (_, plain_grad) = found
+  assert ours.shape == tuple(shape)
+  close(ours, expected)
+  # Gradients of 100 and more where z_loss is large.
+  np.testing.assert_allclose(
+      ours_grad, plain_grad, rtol=TOLERANCE,
+      atol=TOLERANCE * max(1, np.abs(plain_grad).max()))
+
+
+def test_cross_entropy_by_hand():
+  # Two equal logits ln 3: Z = 6, of which half is the target's.
+  logits = tf.constant([[np.log(3.0)] * 2], tf.float32)
+  loss = embedding.cross_entropy(logits, tf.constant([1]), .5)
+  loss, grad = run([loss, tf.gradients(loss, logits)[0]])
+  log_z = np.log(6)
+  close(loss, [np.log(2) + .5 * log_z**2])
+  close(grad, [[.5 + .5 * log_z, -.5 + .5 * log_z]])

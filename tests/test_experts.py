@@ -3,7 +3,7 @@
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
-from conftest import BuiltLayer
+from helpers.graphs import BuiltLayer
 
 from switch_mtf.layers import dispatch, experts, switch_ffn
 from switch_mtf.layers.routers import NoTokenLeftBehindRouter, Top2Router

@@ -3,7 +3,7 @@
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
-from conftest import BuiltLayer, constant, evaluate, lower, random_weights
+from helpers.graphs import BuiltLayer, constant, evaluate, lower, random_weights
 
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers.exploration import (

@@ -1,9 +1,9 @@
 """A few of the configurations of `fuzz_layers.py`, and whether it works."""
 
-import fuzz_layers
 import pytest
-from fuzz_layers import smallest, table, try_out
-from fuzz_values import Generator, Line, by_itself
+from helpers import fuzz_layers
+from helpers.fuzz_layers import smallest, table, try_out
+from helpers.fuzz_values import Generator, Line, by_itself
 
 from switch_mtf.layers.switch_ffn import SwitchFFN
 

@@ -1,20 +1,18 @@
 """gin files: each parses, stands in the right folder, and names what exists."""
 
 import contextlib
-import json
-import os
 import pathlib
 import re
 
 import gin
 import pytest
 import seqio
-from conftest import ROOT, T5_GIN
-from mesh_tensorflow.transformer import utils
+from helpers.configs import parse
+from helpers.graphs import ROOT, T5_GIN
 
 import tasks  # noqa: F401
-from benchmarks.gin_files import error_of, experiments, rows
-from switch_mtf import gin_files
+from benchmarks.gin_files import experiments
+from switch_mtf import gin_checks, gin_files
 
 pytestmark = pytest.mark.usefixtures("clean_gin")
 
@@ -28,26 +26,6 @@ ASKED = ("init_checkpoint", "input_filename", "output_filename",
          "inputs_filename", "targets_filename", "scores_filename",
          "export_path")
 EXPERIMENTS = experiments()
-
-
-def test_each_row_was_built():
-  # By `python -m benchmarks.gin_files`; --resume adds those that are new.
-  found = {group["name"]: group["measurements"] for group in json.loads(
-      (ROOT / "results/planning/gin_files.json").read_text())["groups"]}
-  expected = {row.name: row for row in rows()}
-  assert found.keys() == expected.keys()
-  for name, row in expected.items():
-    assert error_of(found[name]) is None
-    trains = row.small and not found[name]["plan"]["compares"]
-    assert ("run" in found[name]) == trains
-  assert all(f"| `{name}` |" in (
-      ROOT / "results/planning/gin_files.md").read_text() for name in expected)
-
-
-def parse(path):
-  gin.parse_config_file(
-      os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin"))
-  gin.parse_config_file(path)
 
 
 def answer():
@@ -77,7 +55,7 @@ def test_experiment_is_complete(path):
   gin.finalize()
   assert gin.query_parameter("%train_steps") > 0
   asked = gin_files.unset(path)
-  gin_files.check_run([path], [f"{name} = 'x'" for name in asked],
+  gin_checks.check_run([path], [f"{name} = 'x'" for name in asked],
                       [str(ROOT), str(T5_GIN)])
 
 
@@ -117,8 +95,8 @@ def test_what_is_asked_cannot_be_left_out(path, name):
 def test_scopes_are_entered_and_folders_right(path):
   bindings = gin_files.read([path], [], [str(ROOT), str(T5_GIN)])
   assert bindings or pathlib.Path(path).stem == "t5_base"
-  gin_files.check_scopes(bindings)
-  gin_files.check_folders(bindings)
+  gin_checks.check_scopes(bindings)
+  gin_checks.check_folders(bindings)
 
 
 @pytest.mark.parametrize("path", FILES)

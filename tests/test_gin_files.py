@@ -1,6 +1,4 @@
-"""What gin accepts and should not: found before a run starts."""
-
-import pytest
+"""Gin files are read as gin reads them."""
 
 from switch_mtf import gin_files
 
@@ -10,16 +8,6 @@ def write(folder, name, text):
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text)
   return str(path)
-
-
-def check(*bindings):
-  gin_files.check_run([], bindings, [])
-
-
-def complaint(*bindings):
-  with pytest.raises(ValueError) as error:
-    check(*bindings)
-  return str(error.value)
 
 
 def test_reads_files_in_the_order_of_gin(tmp_path):
@@ -42,72 +30,8 @@ def test_a_file_that_is_not_there_is_left_to_gin():
   assert gin_files.read(["nowhere.gin"], [], []) == []
 
 
-def test_scope_that_nobody_enters():
-  assert complaint("deccoder/Layer.size = 1") == (
-      "gin: a scope must be one that is entered, with scope=deccoder, nearest: "
-      "decoder, encoder, binding=deccoder/Layer.size. Correct it in "
-      "--gin_param, line 1.")
-
-
-def test_scope_that_a_reference_enters():
-  check("train/rate.start = 1", "run.rate = @train/rate()")
-
-
-def test_required_macro_without_a_value():
-  text = complaint("steps = %gin.REQUIRED", "Layer.size = %gin.REQUIRED",
-                   "batch = %gin.REQUIRED", "batch = 1")
-  assert text.startswith("gin: every required value must be set, with "
-                         "unset=Layer.size, steps; required by --gin_param")
-  assert '--gin_param="steps = ..."' in text
-
-
-def test_macro_that_is_mistyped():
-  text = complaint("train_steps = 1", "run.steps = [0, {'a': %train_stps}]")
-  assert "macro=train_stps, nearest: train_steps." in text
-
-
-def test_macro_of_the_command_line_that_nothing_uses(tmp_path):
-  assert "with macro=sise, nearest: size. Correct it" in complaint(
-      "size = 2", "Layer.size = %size", "sise = 3")
-  # In a file it may be for other models; a phase that follows may use it.
-  phase = write(tmp_path, "phase.gin", "steps = 1\nLayer.steps = %steps\n")
-  run = write(tmp_path, "run.gin",
-              f"idle = 1\ntrain_then.phases = ['{phase}']\n")
-  gin_files.check_run([run], ["steps = 2"], [str(tmp_path)])
-
-
-def test_a_dotted_macro_is_a_constant_of_some_module():
-  check("run.steps = %module.CONSTANT")
-
-
-@pytest.mark.parametrize("folder, line, right", [
-    ("models", "utils.run.mesh_shape = 'a:1'", "layouts"),
-    ("models", "utils.run.batch_size = 1", "runs"),
-    ("layouts", "SwitchFFN.num_experts = 4", "models"),
-    ("layouts", "train_steps = 4", "runs"),
-    ("runs", "d_model = 4", "models"),
-    ("runs", "utils.get_variable_dtype.slice_dtype = 'float32'", "layouts")])
-def test_binding_in_the_wrong_folder(tmp_path, folder, line, right):
-  path = write(tmp_path, f"gin/{folder}/mine.gin", line)
-  with pytest.raises(ValueError, match=f"belongs to {right}/"):
-    gin_files.check_run([path], [], [])
-  # In a file of experiments anything may stand.
-  path = write(tmp_path, "gin/experiments/mine.gin", line)
-  gin_files.check_run([path], [], [])
-
-
-def test_t5s_own_files_are_t5s_matter():
-  # It binds utils.run.model_type.
-  path = "models/bi_bert_base.gin"
-  bindings = gin_files.read([path], [], [gin_files.T5_FOLDER])
-  assert "utils.run.model_type" in {b.name for b in bindings}
-  gin_files.check_run([path], [], [gin_files.T5_FOLDER])
-
-
-@pytest.mark.parametrize("folder, line", [
-    ("models", "d_model = 4"), ("layouts", "utils.run.mesh_shape = 'a:1'"),
-    ("runs", "train_steps = 4"), ("runs", "utils.run.batch_size = 1"),
-    ("models", "dropout_rate = 0.1")])
-def test_binding_in_its_folder(tmp_path, folder, line):
-  path = write(tmp_path, f"gin/{folder}/mine.gin", line)
-  gin_files.check_run([path], [], [])
+def test_imports_of_a_file_and_of_what_it_includes(tmp_path):
+  write(tmp_path, "parent.gin", "\nimport a.b\n")
+  child = write(tmp_path, "child.gin", "import c\ninclude 'parent.gin'\n")
+  assert [(i.module, i.line) for i in gin_files.imports(
+      [child], [str(tmp_path)])] == [("c", 1), ("a.b", 2)]

@@ -1,15 +1,12 @@
+"""What is refused before a run costs time."""
+
 import os
 import types
 
-import gin
-import mesh_tensorflow as mtf
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import lower
-from mesh_tensorflow.transformer import utils
 
 import tasks  # noqa: F401
-from switch_mtf import errors
 from switch_mtf.layers import switch_ffn  # noqa: F401
 from switch_mtf.training import guards
 
@@ -37,56 +34,6 @@ def test_gin_file_that_is_not_text(tmp_path):
 
 def test_existing_gin_file_passes():
   guards.check_gin_files(["gin/models/mini.gin"], [ROOT])
-
-
-@pytest.mark.parametrize("binding, text", [
-    ("SwitchFN.num_experts = 4",
-     "a binding must name a configurable, with name=SwitchFN, nearest: "
-     "SwitchFFN"),
-    ("SwitchFFN.num_expert = 4",
-     "a binding must name a parameter of SwitchFFN, with "
-     "parameter=num_expert, nearest: num_experts"),
-])
-def test_unknown_binding_names_the_nearest(binding, text):
-  with pytest.raises(ValueError) as error:
-    gin.parse_config(binding)
-  readable = errors.user_message(error.value)
-  assert text in readable
-  assert "line 1" in readable
-
-
-def test_unknown_task_names_the_nearest():
-  import seqio
-  with pytest.raises(ValueError) as error:
-    seqio.get_mixture_or_task("public_domain_span_coruption_1k")
-  readable = errors.user_message(error.value)
-  assert "mixture_or_task_name=public_domain_span_coruption_1k" in readable
-  assert "nearest: public_domain_span_corruption_1k" in readable
-  assert "MIXTURE_NAME" in readable
-
-
-@pytest.mark.parametrize("tokens, length, near", [
-    (32768, 24, 32760), (16, 24, 24)])
-def test_batch_of_broken_sequences(tokens, length, near):
-  # As upstream raises it and gin adds to it.
-  with pytest.raises(ValueError) as error:
-    utils.compute_batch_size(
-        {"inputs": length, "targets": 6}, mtf.convert_to_shape(""),
-        mtf.convert_to_layout_rules(""), ("tokens_per_batch", tokens))
-  text = errors.user_message(ValueError(
-      f"{error.value}\n  In call to configurable 'run' (<function run>)"))
-  assert f"tokens={tokens}, longest sequence={length}. " in text
-  assert text.endswith(f"multiple of {length}, such as {near}.")
-
-
-def test_an_error_of_the_program_keeps_its_traceback():
-  assert errors.user_message(ValueError("too many values to unpack")) is None
-
-
-def test_gins_call_stack_is_left_out():
-  error = ValueError("SwitchFFN: group_size must divide.\n  In call to "
-                     "configurable 'run' (<function run at 0x7f>)")
-  assert errors.user_message(error) == "SwitchFFN: group_size must divide."
 
 
 def test_unwritable_model_dir_is_refused_and_leaves_nothing(tmp_path):
@@ -160,30 +107,3 @@ def test_checkpoint_of_this_model_passes(tmp_path):
   save(str(tmp_path), {**SWITCH, "encoder/layer_001/x_slot_v": [1]})
   guards.check_checkpoint(
       str(tmp_path), [tf.get_variable(n, s) for n, s in SWITCH.items()])
-
-
-def test_mesh_that_does_not_divide(new_mesh):
-  mesh = new_mesh()
-  mtf.zeros(mesh, [mtf.Dimension("batch", 8), mtf.Dimension("d_ff", 30)])
-  with pytest.raises(ValueError) as error:
-    lower(mesh, "data:2,model:4", "batch:data,d_ff:model")
-  better = str(errors.explain_mesh_error(
-      error.value, mtf.convert_to_shape("data:2,model:4"),
-      mtf.convert_to_layout_rules("batch:data,d_ff:model")))
-  assert "dimension d_ff=30, mesh axis model=4" in better
-  assert "Give d_ff the size 28 or 32" in better
-  assert "or model one of 2, 3, 5, 6" in better
-  assert "utils.run.layout_rules" in better
-
-
-def test_two_dimensions_on_one_mesh_axis():
-  mesh_shape = mtf.convert_to_shape("a:2")
-  layout = mtf.convert_to_layout_rules("heads:a;batch:a")
-  try:
-    layout.tensor_layout(
-        mtf.convert_to_shape("batch:4,heads:2,d_kv:8"), mesh_shape)
-  except ValueError as error:
-    better = str(errors.explain_mesh_error(error, mesh_shape, layout))
-  assert better == (
-      "run_t5: dimensions of one tensor must be split by different mesh axes, "
-      "with dimensions=batch, heads, axis=a. Change utils.run.layout_rules.")

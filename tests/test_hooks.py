@@ -1,3 +1,5 @@
+"""Session hooks."""
+
 import os
 import signal
 
@@ -69,3 +71,19 @@ def test_stop_hook_ends_after_the_step(number, capsys):
   run_steps(lambda loss: Kill(), steps=10)
   assert signal.getsignal(number) == before
   assert "saving a checkpoint, then stopping" in capsys.readouterr().err
+
+
+def test_speed_is_the_median(tmp_path, monkeypatch):
+  # Batches of 10 tokens after 9, 1, 1, 2 seconds: median 1.5.
+  times = iter([0.0, 9.0, 10.0, 11.0, 13.0])
+  monkeypatch.setattr(hooks.time, "perf_counter", lambda: next(times))
+  with tf.Graph().as_default(), tf.Session() as session:
+    session.run(tf.train.create_global_step().initializer)
+    hook = hooks.EvaluationSpeedHook(str(tmp_path), 10)
+    hook.after_create_session(session, None)
+    for _ in range(4):
+      hook.after_run(None, None)
+    hook.end(session)
+  record, = metrics.read(str(tmp_path), "eval_speed")
+  assert record["step"] == 0
+  assert record["tokens_per_second"] == pytest.approx(10 / 1.5)

@@ -7,7 +7,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import ROOT, BuiltLayer, lower, make_context
+from helpers.graphs import ROOT, BuiltLayer, lower, make_context
 from mesh_tensorflow.transformer import transformer_layers, utils
 
 from switch_mtf.layers import initialization

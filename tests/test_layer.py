@@ -3,35 +3,27 @@ import zlib
 
 import mesh_tensorflow as mtf
 import numpy as np
-import oracle
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import (
+from helpers import oracle
+from helpers.graphs import (
+  HIDDEN,
+  MODEL,
+  SCOPE,
   BuiltLayer,
   constant,
   evaluate,
   lower,
   make_context,
+  make_layer,
   random_weights,
 )
 
 from switch_mtf.layers import stateless
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
-from switch_mtf.layers.exploration import InputJitter
-from switch_mtf.layers.routing import SwitchRouter
-from switch_mtf.layers.switch_ffn import SwitchFFN
 
 TOLERANCE = 1e-5
-SCOPE = "block_000/layer_001/SwitchFFN"
-MODEL, HIDDEN = 6, 8
 DISPATCHERS = {"einsum": EinsumDispatcher, "gather": GatherDispatcher}
-
-
-def make_layer(experts, group_size, *, jitter=0.0, **changed):
-  arguments = dict(hidden_size=HIDDEN, min_capacity=1)
-  return SwitchFFN(num_experts=experts, group_size=group_size,
-                   router=SwitchRouter(InputJitter(jitter)),
-                   **(arguments | changed))
 
 
 # Against the oracle. batch, length, experts, group_size, capacity factor,

@@ -4,11 +4,17 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import BuiltLayer, Watched, random_weights
+from helpers.graphs import BuiltLayer, Watched, random_weights
+from helpers.many_routers import (
+  CHOSEN_BY_TOKENS,
+  DIFFERENT,
+  ROUTERS,
+  apart,
+  repeatedly,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from many_routers import CHOSEN_BY_TOKENS, DIFFERENT, ROUTERS, apart, repeatedly
 
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
 from switch_mtf.layers.switch_ffn import SwitchFFN

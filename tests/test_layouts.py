@@ -4,7 +4,7 @@ import math
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
-from conftest import BuiltLayer
+from helpers.graphs import BuiltLayer
 
 from switch_mtf.dims import expert_capacity
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher

@@ -5,9 +5,15 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_distillation_run import flags, teacher  # noqa: F401, a fixture
-from test_run_t5 import losses, run, same_weights, succeed, weights
+from helpers.graphs import ROOT
+from helpers.runs import (
+  losses,
+  run,
+  same_weights,
+  student_flags,
+  succeed,
+  weights,
+)
 
 from switch_mtf.distillation.logit_store import About, LogitStore
 
@@ -114,18 +120,18 @@ def test_a_missing_row_is_counted(tmp_path):
 # Runs.
 
 
-def cached(teacher, directory, *params):  # noqa: F811
-  return [*flags(teacher, *params),
+def cached(teacher, directory, *params):
+  return [*student_flags(teacher, *params),
           f"--gin_param=logit_cache.directory = '{directory}'"]
 
 
-def fill(teacher, directory, model_dir, *params):  # noqa: F811
+def fill(teacher, directory, model_dir, *params):
   return succeed(model_dir, *cached(teacher, directory, *params),
                  f"--gin_file={FILL}")
 
 
 @pytest.fixture(scope="module")
-def logits(teacher, tmp_path_factory):  # noqa: F811
+def logits(teacher, tmp_path_factory):
   """A cache of all logits of the student's run."""
   directory = tmp_path_factory.mktemp("runs") / "logits"
   fill(teacher, directory, directory.parent / "filling")
@@ -133,8 +139,8 @@ def logits(teacher, tmp_path_factory):  # noqa: F811
 
 
 def test_cached_and_online_distillation_are_the_same(
-    teacher, logits, tmp_path):  # noqa: F811
-  succeed(tmp_path / "online", *flags(teacher))
+    teacher, logits, tmp_path):
+  succeed(tmp_path / "online", *student_flags(teacher))
   done = succeed(tmp_path / "cached", *cached(teacher, logits))
   assert losses(tmp_path / "cached") == losses(tmp_path / "online")
   assert same_weights(weights(tmp_path / "cached"),
@@ -143,16 +149,16 @@ def test_cached_and_online_distillation_are_the_same(
 
 
 def test_a_mesh_reads_what_one_processor_wrote(
-    teacher, logits, tmp_path):  # noqa: F811
+    teacher, logits, tmp_path):
   # Two processors have half the batch each, and each half of the vocabulary.
   mesh = "--gin_file=gin/layouts/cpu_4_expert_model.gin"
-  succeed(tmp_path / "online", *flags(teacher), mesh)
+  succeed(tmp_path / "online", *student_flags(teacher), mesh)
   succeed(tmp_path / "cached", *cached(teacher, logits), mesh)
   np.testing.assert_allclose(
       losses(tmp_path / "cached"), losses(tmp_path / "online"), rtol=1e-6)
 
 
-def test_microbatches_read_their_rows(teacher, logits, tmp_path):  # noqa: F811
+def test_microbatches_read_their_rows(teacher, logits, tmp_path):
   succeed(tmp_path / "cached", *cached(
       teacher, logits,
       "serialize_num_microbatches.tokens_per_microbatch_per_replica = 64"))
@@ -161,7 +167,7 @@ def test_microbatches_read_their_rows(teacher, logits, tmp_path):  # noqa: F811
       losses(tmp_path / "cached"), losses(tmp_path / "whole"), rtol=1e-5)
 
 
-def test_filling_goes_on_where_it_was(teacher, logits, tmp_path):  # noqa: F811
+def test_filling_goes_on_where_it_was(teacher, logits, tmp_path):
   for steps in (1, 4):
     fill(teacher, tmp_path / "logits", tmp_path / "run",
          f"train_steps = {steps}")
@@ -172,7 +178,7 @@ def test_filling_goes_on_where_it_was(teacher, logits, tmp_path):  # noqa: F811
 
 
 def test_the_few_that_are_kept_are_the_largest(
-    teacher, logits, tmp_path):  # noqa: F811
+    teacher, logits, tmp_path):
   fill(teacher, tmp_path / "logits", tmp_path / "run", "logit_cache.top_k = 5")
   whole, few = opened(logits), opened(tmp_path / "logits")
   assert list(few._rows) == list(whole._rows)
@@ -187,7 +193,7 @@ def test_the_few_that_are_kept_are_the_largest(
   assert losses(tmp_path / "few") != losses(tmp_path / "all")
 
 
-def test_bad_caches_are_explained(teacher, logits, tmp_path):  # noqa: F811
+def test_bad_caches_are_explained(teacher, logits, tmp_path):
   for number, (arguments, text) in enumerate((
       (cached(teacher, tmp_path),
        "the teacher's logits must have been written"),
@@ -199,7 +205,7 @@ def test_bad_caches_are_explained(teacher, logits, tmp_path):  # noqa: F811
         f"--gin_file={FILL}"], "the cache must match this run, with top_k="),
       ([*cached(teacher, tmp_path / "new", "logit_cache.top_k = 2000"),
         f"--gin_file={FILL}"], "top_k must be at most the size"),
-      ([*flags(teacher), f"--gin_file={FILL}"],
+      ([*student_flags(teacher), f"--gin_file={FILL}"],
        "a run that fills the cache must name its folder"))):
     done = run(tmp_path / str(number), *arguments)
     assert done.returncode == 1

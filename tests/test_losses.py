@@ -1,7 +1,7 @@
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
-from conftest import constant, evaluate, lower
+from helpers.graphs import constant, evaluate, lower
 
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers.losses import load_balancing_loss

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import close, run
+from helpers.graphs import close, run
 
 from switch_mtf.kernels import matmuls
 

@@ -1,23 +1,18 @@
 """The models of the paper: their parameters, counted in the Mesh-TF graph."""
 
-import os
 import re
 import types
-from unittest import mock
 
 import gin
-import mesh_tensorflow as mtf
 import pytest
-import tensorflow.compat.v1 as tf
-from conftest import ROOT
-from mesh_tensorflow.transformer import utils
+from helpers.configs import VOCAB, build, parse_model
+from helpers.graphs import ROOT
 
 from switch_mtf.planning import sizes
 
 pytestmark = pytest.mark.usefixtures("clean_gin")
 
-VOCAB, BUCKETS, D_KV = 32128, 32, 64
-BATCH, INPUTS, TARGETS = 2, 16384, 8192  # whole groups for each model
+BUCKETS, D_KV = 32, 64
 
 
 def parameters(d_model, d_ff, layers, heads, *, experts=0, every=2,
@@ -106,40 +101,6 @@ def in_words(count):
   return f"{count / 1e6:.1f}M" if count < 1e9 else f"{count / 1e9:.1f}B"
 
 
-def parse(name):
-  gin.parse_config_files_and_bindings(
-      [os.path.join(os.path.dirname(utils.__file__), "gin", "defaults.gin"),
-       f"gin/models/{name}.gin"], [])
-
-
-def name_only(name, *args, **kwargs):
-  """Stands for tf.get_variable."""
-  scope = tf.get_variable_scope().name
-  return types.SimpleNamespace(
-      name=f"{scope}/{name}:0" if scope else f"{name}:0")
-
-
-def build(name, vocab=VOCAB):
-  """Every trainable variable of a model, by name; nothing is allocated."""
-  parse(name)
-  model = utils.build_model(
-      "bitransformer", vocab, vocab, mtf.convert_to_layout_rules(""),
-      mtf.convert_to_shape(""))
-  graph = mtf.Graph()
-  mesh = mtf.Mesh(graph, "mesh")
-  batch = mtf.Dimension("batch", BATCH)
-  inputs, targets = (
-      mtf.import_tf_tensor(
-          mesh, tf.ones([BATCH, length], tf.int32),
-          mtf.Shape([batch, mtf.Dimension("length", length)]))
-      for length in (INPUTS, TARGETS))
-  # Making TensorFlow's own variables takes most of the time.
-  with mock.patch.object(tf, "get_variable", name_only):
-    model.call_simple(inputs, targets, compute_loss=False,
-                      mode=tf.estimator.ModeKeys.TRAIN)
-  return {v.name: v.shape for v in graph.trainable_variables}
-
-
 @pytest.mark.parametrize("name", MODELS | SMALL)
 def test_parameters(name):
   sizes, options, words = (MODELS | SMALL)[name]
@@ -173,7 +134,7 @@ def test_twins_have_the_same_sizes(dense, switch):
   blocks = 2 if "e128" in switch or "small" in switch else 1
   for name, layers in ((dense, 1), (switch, blocks)):
     gin.clear_config()
-    parse(name)
+    parse_model(name)
     sizes.append([gin.query_parameter(f"%{m}") for m in (
         "d_model", "d_ff", "num_heads", "d_kv")]
         + [gin.query_parameter("%num_layers") * layers])

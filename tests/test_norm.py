@@ -1,12 +1,13 @@
-"""The layer norm in one operation against upstream's."""
+"""The norm, against upstream's and by hand."""
 
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate, lower, make_context
+from helpers.graphs import close, constant, evaluate, lower, make_context, run
 from mesh_tensorflow.transformer import transformer
 
+from switch_mtf.kernels import norm
 from switch_mtf.kernels.norm import rms_norm
 
 TOKENS = mtf.convert_to_shape("outer_batch:2,batch:4,length:5").dims
@@ -96,3 +97,19 @@ def test_gradient_in_another_order():
   np.testing.assert_allclose(
       loss_gradient(rms_norm), loss_gradient(transformer.sublayer_rms_norm),
       rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [[7, 6], [2, 5, 6], [2, 3, 2, 6]])
+def test_rms_norm(shape):
+  rng = np.random.default_rng(0)
+  x, dy = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+  scale = rng.normal(size=6).astype(np.float32)
+  scale[2] = 0
+  x_t, scale_t = tf.constant(x), tf.constant(scale)
+  inverse = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1)
+  y = norm.unit_rms(x_t, scale_t, 0.1)
+  close(run(y), x * inverse * scale)
+  expected = tf.gradients(y, [x_t, scale_t], tf.constant(dy))
+  for ours, value in zip(run(norm.unit_rms_grad(
+      tf.constant(dy), x_t, scale_t, 0.1)), run(expected), strict=True):
+    close(ours, value)

@@ -6,9 +6,7 @@ import re
 
 import gin
 import pytest
-from mesh_tensorflow.transformer import transformer, transformer_layers
-from mesh_tensorflow.transformer.moe import MoE1D
-from options_page import (
+from helpers.options_page import (
   CONFIGURABLES,
   GIN,
   OPTIONS,
@@ -21,6 +19,8 @@ from options_page import (
   sections,
   table,
 )
+from mesh_tensorflow.transformer import transformer, transformer_layers
+from mesh_tensorflow.transformer.moe import MoE1D
 
 from switch_mtf.layers.routers import ExpertChoiceRouter
 from switch_mtf.layers.switch_attention import SwitchSelfAttention

@@ -9,9 +9,14 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import BuiltLayer, make_context, random_weights, recorded_metrics
+from helpers.graphs import (
+  BuiltLayer,
+  make_context,
+  random_weights,
+  recorded_metrics,
+)
+from helpers.options_page import CONFIGURABLES, GIN, TOKENS, code, parse, table
 from mesh_tensorflow.transformer import utils
-from options_page import CONFIGURABLES, GIN, TOKENS, code, parse, table
 
 from switch_mtf.dims import MoeDims, expert_capacity
 from switch_mtf.layers import dispatch, routing

@@ -4,11 +4,10 @@ import dataclasses
 import zlib
 
 import numpy as np
-import oracle
-import oracle_routers
 import pytest
-from conftest import BuiltLayer
-from router_cases import (
+from helpers import oracle, oracle_routers
+from helpers.graphs import BuiltLayer
+from helpers.router_cases import (
   CASES,
   DRAWS,
   HIDDEN,

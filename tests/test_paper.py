@@ -7,10 +7,11 @@ import gin
 import mesh_tensorflow as mtf
 import pytest
 from absl import flags
-from conftest import ROOT
+from helpers.configs import parse
+from helpers.graphs import ROOT
 from mesh_tensorflow.transformer import utils
-from test_gin import EXPERIMENTS, parse
 
+from benchmarks.gin_files import experiments
 from switch_mtf.dims import MoeDims
 
 pytestmark = pytest.mark.usefixtures("clean_gin")
@@ -151,7 +152,7 @@ VARIED = {
         "utils.get_variable_dtype.activation_dtype": "bfloat16"},
 }
 PAPER = sorted(path.removeprefix(FOLDER).removesuffix(".gin")
-               for path in EXPERIMENTS if path.startswith(FOLDER))
+               for path in experiments() if path.startswith(FOLDER))
 
 
 def bound(name, default=None):

@@ -8,10 +8,10 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import BuiltLayer, lower
+from helpers.graphs import BuiltLayer, lower
+from helpers.parity import MODEL, TOLERANCE, gating, renamed
 from mesh_tensorflow.transformer import moe, transformer, transformer_layers
 from mesh_tensorflow.transformer.moe import MoE1D
-from parity import MODEL, TOLERANCE, gating, renamed
 
 from switch_mtf.layers.exploration import Argmax
 from switch_mtf.layers.routers import (

@@ -9,9 +9,8 @@ import types
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
-from conftest import BuiltLayer
-from mesh_tensorflow.transformer.moe import MoE1D
-from parity import (
+from helpers.graphs import BuiltLayer
+from helpers.parity import (
   HIDDEN,
   LOSS_COEF,
   MODEL,
@@ -22,6 +21,7 @@ from parity import (
   gating,
   renamed,
 )
+from mesh_tensorflow.transformer.moe import MoE1D
 
 from switch_mtf.layers.dispatch import EinsumDispatcher
 from switch_mtf.layers.exploration import Argmax

@@ -4,9 +4,8 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import BuiltLayer
-from mesh_tensorflow.transformer.moe import MoE1D
-from parity import (
+from helpers.graphs import BuiltLayer
+from helpers.parity import (
   HIDDEN,
   LOSS_COEF,
   MODEL,
@@ -15,6 +14,7 @@ from parity import (
   factors,
   renamed,
 )
+from mesh_tensorflow.transformer.moe import MoE1D
 
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
 from switch_mtf.layers.exploration import Argmax

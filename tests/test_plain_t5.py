@@ -2,7 +2,7 @@
 
 import gin
 import pytest
-from test_gin import parse
+from helpers.configs import parse
 
 from switch_mtf import gin_files
 from switch_mtf.checkpoints import plain_t5

@@ -7,11 +7,8 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate, lower
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from many_routers import (
+from helpers.graphs import constant, evaluate, lower
+from helpers.many_routers import (
   CHOSEN_BY_TOKENS,
   DIFFERENT,
   ROUTERS,
@@ -19,6 +16,9 @@ from many_routers import (
   apart,
   repeatedly,
 )
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers import dispatch

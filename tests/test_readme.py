@@ -1,16 +1,12 @@
-"""README: its commands work, what it names exists, its figures are true."""
+"""README and CONTRIBUTING: commands work, and what they name exists."""
 
 import importlib.util
-import json
 import os
 import re
 import shlex
 
-import numpy as np
 import pytest
-from runs import run
-
-from benchmarks import report
+from helpers.runs import run_t5
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(ROOT, "README.md")) as readme:
@@ -20,9 +16,19 @@ with open(os.path.join(ROOT, "README.md")) as readme:
 SHORT = ["--gin_param=train_steps = 4", "--gin_param=num_layers = 1",
          "--gin_param=perplexity_eval_steps = 1",
          "--gin_param=save_checkpoints_steps = 4",
-         "--gin_param=progress.record_steps = 2",
-         "--gin_param=fill_blanks.examples_per_task = 1",
-         "--gin_param=train_then.phases = ['gin/runs/fill_blanks.gin']"]
+         "--gin_param=progress.record_steps = 2"]
+SHORT_DEMO = [*SHORT, "--gin_param=fill_blanks.examples_per_task = 1",
+              "--gin_param=train_then.phases = ['gin/runs/fill_blanks.gin']"]
+
+
+def shortened(command):
+  """The flags that make a command short."""
+  text = " ".join(command)
+  if "perplexity_eval.gin" in text:
+    return ["--gin_param=perplexity_eval_steps = 1"]
+  if "operative_config" in text:
+    return []
+  return SHORT if "own_text" in text else SHORT_DEMO
 
 
 def commands():
@@ -58,8 +64,7 @@ def test_runs_in_order(tmp_path):
   for command in starts():
     if "gin/experiments/demo_3_seeds.gin" in " ".join(command):
       continue  # tests/test_gin.py parses it; its parts are run above
-    short = [] if "operative_config" in " ".join(command) else SHORT
-    done = run([*command[2:], *short], cwd=tmp_path)
+    done = run_t5([*command[2:], *shortened(command)], cwd=tmp_path)
     assert done.returncode == 0, (command, done.stdout + done.stderr)
   assert len(list(tmp_path.glob("out.txt-*"))) == 1
   assert (tmp_path / "scores.scores").exists()
@@ -75,57 +80,44 @@ def test_modules_exist(module):
     assert 'if __name__ == "__main__"' in f.read()
 
 
-def test_tree_exists():
+def test_tree_is_that_of_the_repository():
   block = README.split("## The tree")[1].split("```")[1]
-  folder = ""
+  shown, folder = {"": set()}, ""
   for line in block.strip().splitlines():
     name = line.split()[0]
-    folder = "" if not line.startswith("  ") else folder
+    if not line.startswith("  "):
+      folder = ""
     assert os.path.exists(os.path.join(ROOT, folder, name)), name
+    shown.setdefault(folder, set()).add(name.rstrip("/"))
     folder = folder or name
+  rooms = {name.removesuffix("/") for name in os.listdir(
+      os.path.join(ROOT, "switch_mtf")) if name not in (
+          "__init__.py", "__pycache__")}
+  assert shown["switch_mtf/"] == rooms
 
 
-def demo_rows():
-  """The demo's figures: rows of README's table, a column a seed."""
-  with open(os.path.join(ROOT, "results/demo/result.json")) as f:
-    result = json.load(f)
-  dense, switch = (np.array(result["models"][name]["neg_log_perplexity"])
-                   for name in ("dense", "switch"))
-  assert result["seeds"] == [0, 1, 2]
-  return result, dense, switch
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_paths_and_links_exist(page):
+  with open(os.path.join(ROOT, page)) as f:
+    text = f.read()
+  links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
+  places = re.findall(
+      r"`((?:switch_mtf|gin|tasks|tests|docs|results|packaging|benchmarks)/"
+      r"[\w./-]*)`", text)
+  assert links and places
+  for path in {*links, *places}:
+    assert os.path.exists(os.path.join(ROOT, path)), path
 
 
-def test_figures_are_those_of_the_results():
-  result, dense, switch = demo_rows()
-  for values in (dense, switch, switch - dense):
-    shown = [*values, values.mean(), values.std(ddof=1)]
-    assert " | ".join(f"{v:.3f}" for v in shown) in README
-  for model in result["models"].values():
-    assert f"| {model['parameters']:,} |" in README
-  assert f"{np.ptp(dense):.3f} from best to worst" in README
-  assert f"{np.ptp(switch):.3f} for" in README
-  assert f"{result['steps']:,} steps" in README
+def test_sections_that_are_linked_exist():
+  for path, section in re.findall(r"\]\(([\w./-]+)#([\w-]+)\)", README):
+    with open(os.path.join(ROOT, path)) as f:
+      titles = re.findall(r"^#+ (.*)$", f.read(), re.MULTILINE)
+    assert section in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+                       for title in titles}, (path, section)
 
 
-@pytest.mark.parametrize("folder", ["init", "precision"])
-def test_figures_of_stability(folder):
-  with open(os.path.join(
-      ROOT, f"results/stability/{folder}/result.json")) as f:
-    result = json.load(f)
-  for model in result["models"].values():
-    values = np.array(model["neg_log_perplexity"])
-    assert (f"| {values.mean():.3f} | {values.std(ddof=1):.3f} | "
-            f"{len(values)} |") in README
-
-
-def test_the_gain_is_larger_than_chance():
-  # As README says: than the spread over the seeds, and any pair that one draws.
-  _, dense, switch = demo_rows()
-  gain = switch - dense
-  assert gain.mean() > max(np.ptp(dense), np.ptp(switch))
-  assert switch.min() > dense.max()
-
-
-def test_speeds_are_those_of_the_records():
-  records = report.read(report.RESULTS)
-  assert report.replace(README, report.markdown(records)) == README
+def test_the_experiment_shown_is_the_file():
+  with open(os.path.join(ROOT, "gin/experiments/own_text.gin")) as f:
+    shown = f.read().split("#\n# About two minutes on 2 cores.\n")[1]
+  assert f"```\n{shown}```" in README

@@ -2,11 +2,11 @@
 
 import mesh_tensorflow as mtf
 import numpy as np
-import oracle_routers
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import lower
-from router_cases import check_assignment
+from helpers import oracle_routers
+from helpers.graphs import lower
+from helpers.router_cases import check_assignment
 
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers import dispatch

@@ -4,7 +4,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate, lower, make_context
+from helpers.graphs import constant, evaluate, lower, make_context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

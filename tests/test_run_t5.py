@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 import pytest
-import runs
 import tensorflow.compat.v1 as tf
+from helpers.runs import ROOT, losses, run, same_weights, succeed, weights
 
 from benchmarks.scale import free_ports
 from switch_mtf.training import metrics
@@ -21,34 +21,9 @@ STEPS = 200
 LAYER = "encoder/block_000/layer_001"
 
 
-def run(model_dir, *flags, forked=True):
-  return runs.run([f"--model_dir={model_dir}", *flags], forked=forked)
-
-
-def succeed(model_dir, *flags, forked=True):
-  done = run(model_dir, *flags, forked=forked)
-  assert done.returncode == 0, done.stdout + done.stderr
-  return done
-
-
 def training_flags(steps=STEPS):
   return [f"--gin_file={TINY}", f"--gin_param=train_steps = {steps}",
           "--gin_param=progress.record_steps = 1"]
-
-
-def losses(model_dir):
-  return [(r["step"], r["loss"]) for r in metrics.read(str(model_dir), "train")]
-
-
-def weights(model_dir):
-  reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(model_dir)))
-  return {name: reader.get_tensor(name)
-          for name in reader.get_variable_to_shape_map()}
-
-
-def same_weights(one, other):
-  return one.keys() == other.keys() and all(
-      np.array_equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +89,7 @@ def test_equal_seeds_give_bit_identical_runs(trained, tmp_path):
 def test_interrupted_run_goes_on_as_if_it_had_not_been(trained, tmp_path):
   child = subprocess.Popen(
       [sys.executable, "run_t5.py", f"--model_dir={tmp_path}",
-       *training_flags()], cwd=runs.ROOT, stderr=subprocess.PIPE, text=True)
+       *training_flags()], cwd=ROOT, stderr=subprocess.PIPE, text=True)
   deadline = time.time() + 200
   while len(losses(tmp_path)) < 20 and time.time() < deadline:
     time.sleep(0.05)
@@ -245,7 +220,7 @@ def test_layout_changes_no_loss(trained, tmp_path, layout):
 
 def test_two_processes_change_no_loss(trained, tmp_path, monkeypatch):
   # As docs/layouts.md has it.
-  page = (runs.ROOT / "docs/layouts.md").read_text()
+  page = (ROOT / "docs/layouts.md").read_text()
   code = re.search(r'python -c "\n(.*?)" 0', page, re.DOTALL).group(1)
   config = re.search(r"TF_CONFIG='(.*?)'", page).group(1)
   for host, port in zip(("HOST0", "HOST1"), free_ports(2), strict=True):

@@ -3,7 +3,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import evaluate, lower
+from helpers.graphs import evaluate, lower
 
 from switch_mtf.layers import stateless
 

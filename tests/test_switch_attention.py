@@ -5,9 +5,9 @@ import json
 import pathlib
 
 import numpy as np
-import oracle
 import pytest
-from conftest import BuiltLayer
+from helpers import oracle
+from helpers.graphs import BuiltLayer
 
 from switch_mtf.layers.exploration import Argmax
 from switch_mtf.layers.routing import SwitchRouter

@@ -4,8 +4,7 @@ import json
 import pathlib
 
 import pytest
-from conftest import BuiltLayer
-from test_layer import MODEL, SCOPE, make_layer
+from helpers.graphs import MODEL, SCOPE, BuiltLayer, make_layer
 
 from switch_mtf.layers.routing import SwitchRouter
 from switch_mtf.layers.switch_ffn import SwitchFFN
@@ -16,7 +15,7 @@ from switch_mtf.layers.switch_ffn import SwitchFFN
     ("linear", {"hidden_size": None})])
 def test_variables(name, options):
   # The golden file is the checkpoint format: names and dimensions of
-  # design.md, section 3. A change makes checkpoints unreadable.
+  # SwitchFFN's docstring. A change makes checkpoints unreadable.
   golden = json.loads(pathlib.Path(__file__).with_name("golden").joinpath(
       "switch_ffn_variables.json").read_text())[name]
   run = BuiltLayer(make_layer(4, 12, **options),

@@ -6,8 +6,8 @@ import pytest
 import seqio
 import t5.data.tasks  # noqa: F401  (registers T5's own tasks)
 import tensorflow_datasets as tfds
-from conftest import ROOT
-from mocked_tfds import mocked_tfds, no_network, store
+from helpers.graphs import ROOT
+from helpers.mocked_tfds import mocked_tfds, no_network, store
 
 from tasks import c4, vocabularies
 

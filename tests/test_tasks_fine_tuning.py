@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow_datasets as tfds
-from conftest import ROOT
-from mocked_tfds import ARC, dataset_of, mocked_tfds
+from helpers.graphs import ROOT
+from helpers.mocked_tfds import ARC, dataset_of, mocked_tfds
 
 from tasks import c4, fine_tuning, text_to_text, vocabularies
 

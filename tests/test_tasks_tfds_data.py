@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow_datasets as tfds
-from mocked_tfds import no_network, store
+from helpers.mocked_tfds import no_network, store
 
 from tasks import tfds_data, vocabularies
 

@@ -40,13 +40,11 @@ def compare(
 ) -> None:
   """Runs each model with each seed, then writes `<model_dir>/report/`.
 
-  Small models train faster side by side, each on its share of the cores,
-  because one run cannot keep several cores busy. On a GPU or TPU, runs take
-  turns.
+  Small models train faster side by side, because one run cannot keep several
+  cores busy. On a GPU or TPU, runs take turns.
 
   Args:
-    estimator: the source of the model_dir; the other arguments of a
-      `train_model_fn` are not used.
+    estimator: the source of the model_dir; other arguments are not used.
     *unused_args: see `estimator`.
     models: name -> gin file, the baseline first.
     seeds: seeds; each model runs once per seed. The pictures show the first.

@@ -150,7 +150,7 @@ def _for_each_part(fn: Callable, x: tf.Tensor, *others: tf.Tensor) -> list:
     *others: with the same first axis.
 
   Returns:
-    What fn returns for each part, in order.
+    The results for each part, in order.
   """
   parts, size = 1, x.shape.as_list()[0]
   while x.shape.rank > 2 and size % (2 * parts) == 0 and (

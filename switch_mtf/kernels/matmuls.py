@@ -1,4 +1,4 @@
-"""Which of TensorFlow's kernels multiplies matrices fastest, on CPU and GPU.
+"""Chooses the fastest of TensorFlow's matmul kernels, as measured on CPUs.
 
 Functions of `tf.Tensor`s, each equal to the TensorFlow function it stands for
 to float rounding. `kernels/__init__.py` puts `einsum` in the place of
@@ -13,17 +13,17 @@ from numpy.core._multiarray_umath import __cpu_features__
 
 
 def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
-  """`tf.einsum` of two tensors as one (batched) matmul, as it stands in memory.
+  """Computes `tf.einsum` of two tensors as one (batched) matmul.
 
   `tf.einsum` itself transposes where a matmul could read a matrix as its
   transpose.
 
   Args:
-    equation: such as "exm,emf->exf".
+    equation: equation such as "exm,emf->exf".
     *slices: tensors, as many as the equation has.
 
   Returns:
-    What `tf.einsum` returns.
+    The result of `tf.einsum`.
   """
   plan = _plan(equation, slices)
   if plan is None:
@@ -49,30 +49,30 @@ def einsum(equation: str, *slices: tf.Tensor) -> tf.Tensor:
   return y
 
 
-# With it oneDNN computes weight gradients with all threads, which makes a step
-# 5 to 8 % faster; else with one.
+# With AVX-512 oneDNN computes weight gradients with all threads, which makes a
+# step 5 to 8 % faster; without it, with one thread.
 AVX512 = __cpu_features__.get("AVX512F", False)
-# Summed entries from which TensorFlow's own kernel is faster without AVX-512.
-# With less, experts of few tokens, it is slower.
+# The number of summed entries from which TensorFlow's own kernel is faster
+# without AVX-512. With fewer, for experts of few tokens, it is slower.
 LONG = 128
-# Rows, such as tokens that are decoded, for which oneDNN multiplies by a large
-# matrix up to a third faster in parts of so many entries, which stay in cache.
+# Up to FEW_ROWS rows, such as decoded tokens, oneDNN multiplies by a large
+# matrix up to a third faster in parts of CACHED entries, which stay in cache.
 FEW_ROWS, CACHED = 16, 2**19
 
 
 def matmul(
     a: tf.Tensor, b: tf.Tensor, a_transposed: bool, b_transposed: bool
 ) -> tf.Tensor:
-  """`tf.matmul`, by whichever of TensorFlow's kernels is fastest.
+  """Computes `tf.matmul` by the fastest of TensorFlow's kernels.
 
   Args:
     a: [..., n, k], or [..., k, n] if it is `a_transposed`.
     b: [..., k, m], or [..., m, k] if it is `b_transposed`.
     a_transposed: whether to read `a` as its transpose.
-    b_transposed: the same of `b`.
+    b_transposed: whether to read `b` as its transpose.
 
   Returns:
-    [..., n, m].
+    [..., n, m] - the product.
   """
   if a_transposed and a.shape[-2] >= LONG and not AVX512:
     return matmul_of_eigen(a, b, a_transposed, b_transposed)
@@ -89,11 +89,12 @@ def matmul(
 def _faster_as_batch(
     a: tf.Tensor, b: tf.Tensor, a_transposed: bool, b_transposed: bool
 ) -> bool:
-  """Whether oneDNN's kernel for batches is faster with a batch of one.
+  """Returns whether oneDNN's kernel for batches is faster with a batch of one.
 
-  The gradient of a weight from 4,096 rows, on two cores: of 1,024 x 256 16.3 ->
-  12.0 ms, with as many columns as rows, or more, no faster. Times the transpose
-  of one of 256 x 1,024 11.3 -> 9.6 ms, of 768 x 3,072 slower.
+  Measured with 4,096 rows on two cores. The gradient of a 1,024 x 256 weight:
+  16.3 -> 12.0 ms; with as many columns as rows, or more, no faster. A product
+  with the transpose of a 256 x 1,024 weight: 11.3 -> 9.6 ms; of a 768 x 3,072
+  weight: slower.
   """
   if a_transposed:
     return not b_transposed and 2 * a.shape[1] >= 3 * b.shape[1]
@@ -103,7 +104,7 @@ def _faster_as_batch(
 
 
 def _matmul_in_parts(a_NK: tf.Tensor, b_MK: tf.Tensor) -> tf.Tensor:
-  """`matmul` of few rows with the transpose of `b_MK`, `CACHED` at a time."""
+  """Multiplies few rows by the transpose of `b_MK`, `CACHED` entries a time."""
   rows, summed = b_MK.shape.as_list()
   part = max(1, CACHED // summed)
   parts = tf.split(b_MK, [
@@ -115,7 +116,7 @@ def _matmul_in_parts(a_NK: tf.Tensor, b_MK: tf.Tensor) -> tf.Tensor:
 def matmul_of_eigen(
     a: tf.Tensor, b: tf.Tensor, a_transposed: bool, b_transposed: bool
 ) -> tf.Tensor:
-  """`matmul` by the kernel that TensorFlow has without oneDNN."""
+  """Computes `matmul` by the kernel that TensorFlow has without oneDNN."""
   if a.dtype != tf.float32:
     return tf.matmul(a, b, transpose_a=a_transposed, transpose_b=b_transposed)
   # V3, unlike V2, is never left to oneDNN.
@@ -129,7 +130,7 @@ _Plan = collections.namedtuple(
 
 
 def _plan(equation: str, slices: tuple[tf.Tensor, ...]) -> _Plan | None:
-  """How to make a matmul of an einsum; None if it is none."""
+  """Returns how to compute an einsum as a matmul; None if it is not one."""
   if len(slices) != 2 or any(
       x.shape.rank is None or None in x.shape.as_list() for x in slices):
     return None
@@ -147,7 +148,7 @@ def _plan(equation: str, slices: tuple[tf.Tensor, ...]) -> _Plan | None:
       y.index(b_free[0]) < y.index(a_free[0]))
   if swapped:
     a, b, a_free, b_free = b, a, b_free, a_free
-    # In the order in which the matrix to be read as it stands has them.
+    # In the order of the matrix that is read without a transpose.
     summed = "".join(letter for letter in a if letter in summed)
   a_transposed = a == batch + summed + a_free
   b_transposed = b != batch + summed + b_free
@@ -160,7 +161,7 @@ def _plan(equation: str, slices: tuple[tf.Tensor, ...]) -> _Plan | None:
 
 
 def _sizes(equation: str, slices: tuple[tf.Tensor, ...]) -> dict[str, int]:
-  """Size of each letter of an equation."""
+  """Returns the size of each letter of an equation."""
   names = equation.replace(" ", "").split("->")[0].split(",")
   return {letter: size for name, x in zip(names, slices, strict=True)
           for letter, size in zip(name, x.shape.as_list(), strict=True)}
@@ -171,19 +172,19 @@ def chosen_matmul(
 ) -> tf.Tensor:
   """Multiplies each of a few rows by the matrix of its expert.
 
-  Reads those matrices only, and copies none: a slice along the first axis is a
+  Reads only those matrices, and copies none: a slice along the first axis is a
   view.
 
   Args:
     x_RI: [rows, inputs].
-    expert_R: int32 [rows].
+    expert_R: int32 [rows] - the expert of each row.
     kernel_EIO: [experts, inputs, outputs].
 
   Returns:
-    [rows, outputs].
+    [rows, outputs] - the products.
   """
   _, inputs, outputs = kernel_EIO.shape.as_list()
-  # Without AVX-512 oneDNN's takes up to half as long again.
+  # Without AVX-512 oneDNN's kernel takes up to one and a half times as long.
   multiply = matmul if AVX512 else matmul_of_eigen
   return tf.concat([
       multiply(x_RI[row:row + 1], tf.reshape(

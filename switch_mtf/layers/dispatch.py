@@ -277,7 +277,10 @@ def _choices_to_slots_op(
     y_OGSK: mtf.Tensor, slot_OGSK: mtf.Tensor, choice_OGEC: mtf.Tensor,
     dims: MoeDims, features: mtf.Dimension,
 ) -> mtf.Tensor:
-  """The inverse of `_slots_to_choices_op`, hence its gradient; EOGC..."""
+  """Moves each choice's row into its slot: the gradient of the reading.
+
+  The result has the dimensions EOGC and features.
+  """
   return mtf.slicewise(
       lambda y, slot_of, choice_of: _choices_to_slots(y, choice_of, dims),
       [y_OGSK, slot_OGSK, choice_OGEC],
@@ -311,7 +314,7 @@ def _choices_to_slots(
 
 def _pick(
     rows: tf.Tensor, index_OGEC: tf.Tensor, rows_per_group: int) -> tf.Tensor:
-  """Reads row `index` of the index's own group, 0 past its end; EOGC..."""
+  """Reads row `index` of the index's own group, 0 past the group's end."""
   outer, groups = index_OGEC.shape.as_list()[:2]
   start = rows_per_group * tf.reshape(
       tf.range(outer * groups), [outer, groups, 1, 1])

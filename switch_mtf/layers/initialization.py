@@ -1,7 +1,7 @@
-"""How weights start: section 2.4, Table 3.
+"""Initialises weights: section 2.4, Table 3.
 
-Switch layers start as the paper says. `gin/models/_paper_init.gin` makes the
-rest of a model do so, too.
+Switch layers are initialised as in the paper. `gin/models/_paper_init.gin` does
+the same for the rest of a model.
 """
 
 import copy
@@ -13,48 +13,49 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf import errors
 
-# Under the scope of an attention layer, as `AttentionParams` names them.
+# The names that `AttentionParams` gives to an attention layer's kernels.
 ATTENTION_KERNELS = ("q", "k", "v", "kv", "o")
 
 
 @gin.configurable
 def init_scale(value: float = 0.1) -> float:
-  """The scale s of the paper's initialisation.
+  """Returns the scale s of the paper's initialisation.
 
-  Weights are drawn from a normal distribution of mean 0 and deviation
-  sqrt(s / n), n the number of inputs, cut off at two deviations. The paper
-  found 0.1 more stable than the usual 1.0. The one place where it is set.
+  Weights are drawn from a normal distribution of mean 0 and standard deviation
+  sqrt(s / n), where n is the number of inputs, truncated at two standard
+  deviations. The paper found 0.1 more stable than the usual 1.0. The scale is
+  set nowhere else.
 
   Args:
     value: the scale.
 
   Returns:
-    It.
+    `value`.
 
   Raises:
-    ValueError: if it is not positive.
+    ValueError: if `value` is not positive.
   """
   errors.require_number("init_scale", above=0, value=value)
   return value
 
 
 def kernel_initializer() -> mtf.layers.DenseInitializer:
-  """The initialisation of every kernel of a Switch layer."""
+  """Returns the initialiser of every kernel of a Switch layer."""
   return mtf.layers.VarianceScalingInitializer(scale=init_scale())
 
 
 @gin.configurable
 def attention_init(scale: float | None = None) -> float | None:
-  """The scale for the projections of T5's attention layers.
+  """Returns the scale for the projections of T5's attention layers.
 
   Args:
-    scale: as in `init_scale`; None leaves them as T5 draws them.
+    scale: as in `init_scale`; None keeps T5's initialisation.
 
   Returns:
-    It.
+    `scale`.
 
   Raises:
-    ValueError: if it is not positive.
+    ValueError: if `scale` is not positive.
   """
   if scale is not None:
     errors.require_number("attention_init", above=0, scale=scale)
@@ -62,14 +63,14 @@ def attention_init(scale: float | None = None) -> float | None:
 
 
 def scale_attention(scope: tf.VariableScope) -> None:
-  """Makes attention projections below `scope` start as `attention_init` says.
+  """Scales the attention projections below `scope` by `attention_init`.
 
-  `AttentionParams` takes no initialiser. It draws from a normal distribution
-  that is not cut off; its deviation (with T5's d_kv^-1/2 for queries) is kept,
-  times the square root of the scale.
+  `AttentionParams` takes no initialiser, and draws from a normal distribution
+  that is not truncated. This function truncates it, and multiplies its standard
+  deviation (with T5's d_kv^-1/2 for queries) by the square root of the scale.
 
   Args:
-    scope: of the model's variables, before any is made.
+    scope: scope of the model's variables, before any variable is created.
   """
   scale = attention_init()
   if scale is None:
@@ -87,19 +88,25 @@ def scale_attention(scope: tf.VariableScope) -> None:
 
 
 def seed_by_name(getter, name: str, *args, **kwargs) -> tf.Variable:
-  """A custom getter of variables that draws by their names.
+  """Gets a variable whose initial value is seeded by its name.
 
-  TensorFlow's numbers follow from how much stands before them in the graph,
-  so that a student would start otherwise without its teacher beside it.
+  TensorFlow derives a seed from the number of earlier operations in the graph,
+  so a student's initial weights would depend on whether its teacher is in the
+  graph.
 
   Args:
-    getter: see `tf.variable_scope`.
-    name: of the variable, with its scope.
-    *args: passed on.
-    **kwargs: passed on.
+    getter: the getter to call; this function is a custom getter, see
+      `tf.variable_scope`.
+    name: name of the variable, with its scope.
+    *args: further arguments of `getter`.
+    **kwargs: further arguments of `getter`; an initialiser without a seed is
+      replaced by a seeded copy.
+
+  Returns:
+    The variable.
   """
   drawn = kwargs.get("initializer")
   if getattr(drawn, "seed", 0) is None:
     kwargs["initializer"] = drawn = copy.copy(drawn)
-    drawn.seed = zlib.crc32(name.encode()) >> 1  # not negative in 32 bits
+    drawn.seed = zlib.crc32(name.encode()) >> 1  # nonnegative int32
   return getter(name, *args, **kwargs)

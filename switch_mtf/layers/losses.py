@@ -1,4 +1,4 @@
-"""Auxiliary losses of a router, as pure functions of its probabilities."""
+"""Auxiliary losses of a router, as pure functions of tensors."""
 
 import mesh_tensorflow as mtf
 
@@ -11,22 +11,23 @@ def load_balancing_loss(
     nonpadding_OGS: mtf.Tensor,
     dims: MoeDims,
 ) -> mtf.Tensor:
-  """Is 1 where tokens and probability spread evenly over the experts, or more.
+  """Returns the load-balancing loss; 1 for evenly spread tokens.
 
-  For each group E * sum_i f_i P_i, where f_i is the share of the group's real
-  tokens whose first choice is expert i (before any is dropped, not
-  differentiable) and P_i the mean router probability of expert i over them;
-  averaged over the groups that hold a real token. Not scaled by a coefficient.
+  The loss of a group is E * sum_i f_i P_i. Over the group's real tokens, f_i is
+  the share whose first choice is expert i (before any is dropped; not
+  differentiable), and P_i is the mean router probability of expert i. The
+  result is the mean over the groups that hold a real token, not scaled by a
+  coefficient.
 
   Switch Transformer, https://arxiv.org/abs/2101.03961, equations 4-6 without
-  alpha. Unlike mesh_tensorflow's, padding is in neither mean.
+  alpha. Unlike in mesh_tensorflow, padding enters neither f_i nor P_i.
 
   Args:
     probs_OGSE: float32 [outer_batch, batch, group, experts_unsplit] - router
-      probabilities, summing to 1 over experts.
-    chosen_OGSE: float32, same shape - 1 at the expert chosen first.
+      probabilities; they sum to 1 over the experts.
+    chosen_OGSE: float32, same shape - 1 at the token's first choice, else 0.
     nonpadding_OGS: float32 [outer_batch, batch, group] - 1 for a real token.
-    dims: sizes.
+    dims: sizes of the layer's dimensions.
 
   Returns:
     float32 [] - the loss, in [0, num_experts].
@@ -55,15 +56,18 @@ def load_balancing_loss(
 def router_z_loss(
     logits_OGSE: mtf.Tensor, nonpadding_OGS: mtf.Tensor, dims: MoeDims
 ) -> mtf.Tensor:
-  """Mean over real tokens of (log sum_j exp logit_j)^2: keeps logits small.
+  """Returns the router z-loss, which keeps logits small.
 
-  Zoph et al., ST-MoE, https://arxiv.org/abs/2202.08906, equation 5. Not scaled
+  The loss is the mean over real tokens of (log sum_j exp logit_j)^2, not scaled
   by a coefficient.
 
+  Zoph et al., ST-MoE, https://arxiv.org/abs/2202.08906, equation 5.
+
   Args:
-    logits_OGSE: float32 [outer_batch, batch, group, experts_unsplit].
+    logits_OGSE: float32 [outer_batch, batch, group, experts_unsplit] - the
+      router's logits.
     nonpadding_OGS: float32 [outer_batch, batch, group] - 1 for a real token.
-    dims: sizes.
+    dims: sizes of the layer's dimensions.
 
   Returns:
     float32 [] - the loss.

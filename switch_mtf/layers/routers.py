@@ -1,4 +1,4 @@
-"""The routers that the paper compares its own with, and a later one."""
+"""Routers that the paper compares its own with, and expert choice routing."""
 
 import abc
 
@@ -21,16 +21,23 @@ from switch_mtf.layers.slots import fill_slots, rank_tokens
 
 
 class SecondPolicy(abc.ABC):
-  """Which tokens ask for a slot of their second expert."""
+  """A rule for which tokens ask for a slot of their second expert."""
 
   @abc.abstractmethod
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
-    """1 where a token whose second gate is `gate` asks; both float32 OGS."""
+    """Returns 1 where a token asks for its second expert, else 0.
+
+    Args:
+      gate_OGS: float32 - weight of the token's second choice.
+
+    Returns:
+      float32 OGS.
+    """
 
 
 @gin.configurable
 class AlwaysSecond(SecondPolicy):
-  """Every token asks for its second expert."""
+  """A policy in which every token asks for its second expert."""
 
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
     """See the base class."""
@@ -39,7 +46,7 @@ class AlwaysSecond(SecondPolicy):
 
 @gin.configurable
 class NeverSecond(SecondPolicy):
-  """No token asks for its second expert."""
+  """A policy in which no token asks for its second expert."""
 
   def __call__(self, gate_OGS: mtf.Tensor) -> mtf.Tensor:
     """See the base class."""
@@ -48,13 +55,16 @@ class NeverSecond(SecondPolicy):
 
 @gin.configurable
 class SecondAboveThreshold(SecondPolicy):
-  """A token asks for its second expert if that gate is above a threshold."""
+  """A policy in which tokens ask if their second gate is above a threshold."""
 
   def __init__(self, threshold: float = 0.2):
-    """Records the threshold, in [0, 1).
+    """Records the threshold.
+
+    Args:
+      threshold: the gate above which a token asks, in [0, 1).
 
     Raises:
-      ValueError: if it is out of range.
+      ValueError: if `threshold` is out of range.
     """
     errors.require_number(
         "SecondAboveThreshold", at_least=0, below=1, threshold=threshold)
@@ -67,13 +77,16 @@ class SecondAboveThreshold(SecondPolicy):
 
 @gin.configurable
 class RandomSecond(SecondPolicy):
-  """A token asks for its second expert with probability gate / threshold."""
+  """A policy in which tokens ask with probability second gate / threshold."""
 
   def __init__(self, threshold: float = 0.2):
-    """Records the threshold, in (0, 1]; from there on a token always asks.
+    """Records the threshold.
+
+    Args:
+      threshold: the gate from which a token always asks, in (0, 1].
 
     Raises:
-      ValueError: if it is out of range.
+      ValueError: if `threshold` is out of range.
     """
     errors.require_number(
         "RandomSecond", above=0, at_most=1, threshold=threshold)
@@ -89,11 +102,12 @@ class RandomSecond(SecondPolicy):
 
 @gin.configurable
 class Top2Router(Router):
-  """Sends each token to its two most probable experts: the MoE of Table 1.
+  """A router that sends tokens to their two best experts: the MoE of Table 1.
 
   The weights are the two probabilities, divided by their sum, whether or not
-  both find a slot. First choices are served before all second ones, so that
-  whether a second one is kept depends on later tokens of the group, too.
+  both choices get a slot. All first choices are served before any second
+  choice, so whether a second choice is kept also depends on later tokens of
+  the group.
 
   Lepikhin et al., GShard, https://arxiv.org/abs/2006.16668, section 2.2.
   """
@@ -110,19 +124,20 @@ class Top2Router(Router):
     """Records the hyperparameters.
 
     Args:
-      exploration: see the base class, like `float32`.
-      prioritized: an expert takes the tokens that are surest of their first
-        choice instead of the first ones.
-      second_train: which tokens ask for their second expert in training;
-        RandomSecond() by default.
-      second_eval: the same otherwise; AlwaysSecond() by default. RandomSecond()
-        draws the same numbers at each step of decoding.
-      second_place_weight: of the balance of second choices, in the
-        load-balancing loss. mesh_tensorflow's `use_second_place_loss` is 0.5.
+      exploration: see the base class.
+      prioritized: whether an expert takes the tokens with the most probable
+        first choices instead of the first tokens.
+      second_train: the policy for second choices in training; RandomSecond()
+        by default.
+      second_eval: the policy outside training; AlwaysSecond() by default.
+        RandomSecond() draws the same numbers at each step of decoding.
+      second_place_weight: weight of the second choices' balance in the
+        load-balancing loss. 0.5 is mesh_tensorflow's `use_second_place_loss`.
       float32: see the base class.
 
     Raises:
-      ValueError: if an argument is of another kind, or the weight negative.
+      ValueError: if an argument has the wrong type, or if
+        `second_place_weight` is negative.
     """
     super().__init__(exploration, float32)
     errors.require_number(
@@ -138,7 +153,7 @@ class Top2Router(Router):
     self.second_place_weight = second_place_weight
 
   def num_choices(self, num_experts: int) -> int:
-    """Two, where there are two."""
+    """Returns 2, or 1 if there is a single expert."""
     return min(2, num_experts)
 
   def assign(
@@ -146,7 +161,7 @@ class Top2Router(Router):
     """See the base class."""
     expert_OGSK = top_experts(preference_OGSE, dims)
     prob_OGSK = choice_probs(probs_OGSE, expert_OGSK, dims)
-    # Experts that are drawn may both have a probability of 0.
+    # 1e-9 because two sampled experts may both have probability 0.
     weight_OGSK = prob_OGSK / (1e-9 + mtf.reduce_sum(
         prob_OGSK, reduced_dim=dims.choices_dim))
 
@@ -168,7 +183,7 @@ class Top2Router(Router):
         probs_OGSE, expert_OGSK, nonpadding_OGS, dims)
     if self.second_place_weight and dims.choices_dim.size == 2:
       rest_OGSE = probs_OGSE * (1.0 - choice_mask(expert_OGSK, 0, dims))
-      # A sure first choice may leave 0.
+      # 1e-18 because a first choice of probability 1 leaves a sum of 0.
       rest_OGSE /= 1e-18 + mtf.reduce_sum(
           rest_OGSE, reduced_dim=dims.experts_unsplit_dim)
       losses["load_balancing_loss"] += (
@@ -180,10 +195,10 @@ class Top2Router(Router):
 
 @gin.configurable
 class NoTokenLeftBehindRouter(Router):
-  """Sends a token that finds its expert full to its next best one.
+  """A router that sends a token to its next best expert if the first is full.
 
-  Switch Transformer, https://arxiv.org/abs/2101.03961, appendix B, where it
-  brought no gain.
+  Switch Transformer, https://arxiv.org/abs/2101.03961, appendix B, which found
+  no gain from this router.
   """
 
   def __init__(
@@ -192,20 +207,21 @@ class NoTokenLeftBehindRouter(Router):
     """Records the hyperparameters.
 
     Args:
-      exploration: see the base class, like `float32`.
-      rounds: experts that a token asks, one after the other; a token that finds
-        all of them full is dropped. With 1 this is `SwitchRouter`.
+      exploration: see the base class.
+      rounds: number of experts that a token asks in turn; if all of them are
+        full, the token is dropped. With 1 this is `SwitchRouter`.
       float32: see the base class.
 
     Raises:
-      ValueError: if an argument is of another kind, or `rounds` not positive.
+      ValueError: if an argument has the wrong type, or if `rounds` is not
+        positive.
     """
     super().__init__(exploration, float32)
     errors.require_whole("NoTokenLeftBehindRouter", rounds=rounds)
     self.rounds = rounds
 
   def num_choices(self, num_experts: int) -> int:
-    """One a round, of which at most one is kept."""
+    """Returns the number of rounds; a token keeps at most one choice."""
     return min(self.rounds, num_experts)
 
   def assign(
@@ -219,14 +235,15 @@ class NoTokenLeftBehindRouter(Router):
 
 @gin.configurable
 class ExpertChoiceRouter(Router):
-  """Lets each expert take the tokens that are most probable for it.
+  """A router in which each expert takes the tokens most probable for it.
 
   The experts are balanced by construction, so there is no load-balancing loss.
-  A token may be taken by any number of experts, and by none. Whether it is
-  depends on the tokens after it, hence for encoders only.
+  Any number of experts may take a token, or none. Whether an expert takes a
+  token depends on later tokens, so this router is for encoders only.
 
-  Zhou et al., https://arxiv.org/abs/2202.09368. With `GatherDispatcher` memory
-  grows with tokens times experts times d_model.
+  With `GatherDispatcher`, memory grows with tokens times experts times d_model.
+
+  Zhou et al., https://arxiv.org/abs/2202.09368.
   """
 
   def __init__(
@@ -235,21 +252,23 @@ class ExpertChoiceRouter(Router):
     """Records the hyperparameters.
 
     Args:
-      exploration: see the base class, like `float32`; not SampleSoftmax().
-      softmax_over_tokens: the probabilities of an expert sum to 1 over the real
-        tokens of a group, and a token's weights are divided by the number of
-        experts that took it, as mesh_tensorflow's "expert_selection" does it.
+      exploration: see the base class; SampleSoftmax() is not allowed.
+      softmax_over_tokens: whether the probabilities of an expert sum to 1 over
+        the real tokens of a group, and a token's weights are divided by the
+        number of experts that took the token, as in mesh_tensorflow's
+        "expert_selection".
       float32: see the base class.
 
     Raises:
-      ValueError: if an argument is of another kind, or the exploration is to
-        draw experts.
+      ValueError: if an argument has the wrong type, or if `exploration` is
+        SampleSoftmax().
     """
     super().__init__(exploration, float32)
     if isinstance(exploration, SampleSoftmax):
       raise ValueError(
-          "ExpertChoiceRouter: exploration must leave the choice to the "
-          f"experts, with exploration={type(exploration).__name__}. Set "
+          "ExpertChoiceRouter: exploration must not draw experts, as here "
+          "experts choose tokens, with "
+          f"exploration={type(exploration).__name__}. Set "
           "ExpertChoiceRouter.exploration to @InputJitter().")
     errors.require_flag(
         "ExpertChoiceRouter", softmax_over_tokens=softmax_over_tokens)
@@ -259,7 +278,7 @@ class ExpertChoiceRouter(Router):
     """See the base class.
 
     Raises:
-      ValueError: in a decoder.
+      ValueError: if the layer is in a decoder.
     """
     if context.model.autoregressive:
       raise ValueError(
@@ -271,15 +290,15 @@ class ExpertChoiceRouter(Router):
     return super().__call__(x_OGSM, nonpadding_OGS, dims, context)
 
   def num_choices(self, num_experts: int) -> int:
-    """All: choice k is expert k."""
+    """Returns the number of experts: choice k is expert k."""
     return num_experts
 
   def probabilities(self, logits_OGSE, nonpadding_OGS, dims):
-    """See the class."""
+    """Returns the softmax over tokens or experts; see `softmax_over_tokens`."""
     if not self.softmax_over_tokens:
       return super().probabilities(logits_OGSE, nonpadding_OGS, dims)
     real_OGS = mtf.cast(nonpadding_OGS, logits_OGSE.dtype)
-    # Whatever stands in padding, it weighs nothing.
+    # Padding weighs nothing, whatever its logits are.
     return mtf.softmax(
         logits_OGSE * real_OGS - 1e9 * (1.0 - real_OGS),
         reduced_dim=dims.group_size_dim)
@@ -287,9 +306,9 @@ class ExpertChoiceRouter(Router):
   def assign(
       self, probs_OGSE, preference_OGSE, nonpadding_OGS, dims, train):
     """See the base class."""
-    # Over tokens the softmax leaves their order as it is.
-    liking_OGSE = preference_OGSE if self.softmax_over_tokens else probs_OGSE
-    slot_OGSK = rank_tokens(mtf.to_float(liking_OGSE), nonpadding_OGS, dims)
+    # A softmax over tokens keeps each expert's order of the logits.
+    score_OGSE = preference_OGSE if self.softmax_over_tokens else probs_OGSE
+    slot_OGSK = rank_tokens(mtf.to_float(score_OGSE), nonpadding_OGS, dims)
     expert_OGSK = mtf.broadcast(
         mtf.range(probs_OGSE.mesh, dims.choices_dim, tf.int32),
         mtf.Shape(dims.OGSK))
@@ -302,10 +321,10 @@ class ExpertChoiceRouter(Router):
     return expert_OGSK, slot_OGSK, weight_OGSK
 
   def balancing_losses(self, probs_OGSE, expert_OGSK, nonpadding_OGS, dims):
-    """None is needed."""
+    """Returns no loss: the experts are balanced by construction."""
     return {}
 
   def tokens_by_expert(self, expert_OGSK, kept_OGSK, dims):
-    """See the base class: the tokens that an expert took."""
+    """See the base class; an expert's tokens are those that it took."""
     taken_OGSE = mtf.reshape(kept_OGSK, dims.OGSE)
     return taken_OGSE, taken_OGSE

@@ -1,10 +1,10 @@
-"""Random numbers that depend on nothing but a seed, a step, a place, an index.
+"""Draws random numbers that depend only on seed, step, scope and index.
 
 Each number is a hash of (seed, step, variable scope, purpose, index of the
-element), so a resumed run draws what the uninterrupted one would have drawn,
-and any layout draws what one processor would have drawn. TensorFlow's stateless
-generators promise the first only: a processor that holds a slice cannot ask
-them for the numbers of that slice.
+element). So a resumed run draws the numbers of an uninterrupted run, and every
+layout draws the numbers of a single processor. TensorFlow's stateless
+generators guarantee only the former: a processor that holds a slice of a tensor
+cannot ask them for the numbers of that slice.
 """
 
 import zlib
@@ -18,7 +18,7 @@ from switch_mtf import errors
 
 @gin.configurable("random_seed")
 def random_seed(value: int = 0) -> int:
-  """The seed of a run: initialisation, jitter and dropout follow from it."""
+  """Returns the seed of a run's initialisation, jitter and dropout."""
   errors.require_whole("random_seed", at_least=-2**63, value=value)
   return value
 
@@ -29,9 +29,9 @@ def uniform(
   """Draws a number in [0, 1) for every element.
 
   Args:
-    mesh: the mesh.
+    mesh: mesh of the result.
     dims: dimensions of the result, one or more; any of them may be split.
-    purpose: tells two draws of one layer apart, such as "jitter".
+    purpose: name that tells two draws of one layer apart, such as "jitter".
 
   Returns:
     float32 `dims` - multiples of 2^-24.
@@ -39,7 +39,7 @@ def uniform(
   place = zlib.crc32(f"{tf.get_variable_scope().name}/{purpose}".encode())
   index, stride = {}, 1
   for dim in reversed(dims):
-    # int32 wraps around in very large tensors. That is harmless in a hash.
+    # int32 wraps around in very large tensors, which is harmless in a hash.
     index[dim] = _wrap(stride) * mtf.range(mesh, dim, tf.int32)
     stride *= dim.size
   *outer, inner = (index[dim] for dim in dims)
@@ -52,12 +52,15 @@ def uniform(
 
 
 def dropout_mask(x: mtf.Tensor, rate: float, purpose: str) -> mtf.Tensor:
-  """0 with probability `rate`, else 1 / (1 - rate); shape and dtype of `x`.
+  """Returns a dropout mask, to be multiplied with `x`.
 
   Args:
-    x: what the mask is for.
-    rate: in [0, 1).
+    x: the tensor to mask.
+    rate: probability of dropping an element, in [0, 1).
     purpose: as in `uniform`.
+
+  Returns:
+    Shape and dtype of `x` - 0 with probability `rate`, else 1 / (1 - rate).
   """
   drawn = uniform(x.mesh, x.shape.dims, purpose)
   kept = mtf.cast(mtf.greater_equal(drawn, rate), tf.float32)
@@ -65,35 +68,35 @@ def dropout_mask(x: mtf.Tensor, rate: float, purpose: str) -> mtf.Tensor:
 
 
 def _global_step() -> tf.Tensor:
-  """The step being run, 0 where nobody counts; int32 []."""
+  """Returns the global step, or 0 if the graph has none; int32 []."""
   step = tf.train.get_global_step()
   return tf.constant(0) if step is None else tf.cast(step, tf.int32)
 
 
 def _wrap(stride: int) -> int:
-  """`stride` modulo 2^32, as a signed 32-bit number."""
+  """Returns `stride` modulo 2^32, as a signed 32-bit number."""
   return (stride + 2**31) % 2**32 - 2**31
 
 
 def _hash_to_uniform(
     outer: tf.Tensor, inner: tf.Tensor, step: tf.Tensor, seed: int, place: int
 ) -> tf.Tensor:
-  """Mixes the four 32-bit inputs; see `_mix`.
+  """Hashes index, step, seed and place to numbers in [0, 1); see `_mix`.
 
   Args:
-    outer: int32 [...] - the index but for the last axis' part.
-    inner: int32 [n] - its part.
-    step: int32 [].
-    seed: any number.
-    place: 32 bits.
+    outer: int32 [...] - the index without the last axis's part.
+    inner: int32 [n] - the last axis's part of the index.
+    step: int32 [] - the global step.
+    seed: any integer; only its low 32 bits count.
+    place: 32-bit hash of variable scope and purpose.
 
   Returns:
-    float32 [..., n].
+    float32 [..., n] - multiples of 2^-24.
   """
   key = _mix(tf.constant(seed % 2**32, tf.uint32))
   key = _mix(key + tf.bitcast(step, tf.uint32))
   key = _mix(key + tf.constant(place, tf.uint32))
-  # What is small is added up first: only one pass over all elements.
+  # The smaller tensors are added first, for only one pass over all elements.
   index = (tf.bitcast(outer, tf.uint32) + key)[..., None] + tf.bitcast(
       inner, tf.uint32)
   bits = _mix(_mix(index) ^ key)
@@ -102,7 +105,9 @@ def _hash_to_uniform(
 
 
 def _mix(x: tf.Tensor) -> tf.Tensor:
-  """The 32-bit finaliser of MurmurHash3: each input bit flips half the output.
+  """Applies the 32-bit finaliser of MurmurHash3 to each element.
+
+  Each input bit flips half of the output bits.
 
   Austin Appleby, https://github.com/aappleby/smhasher, `fmix32`, public domain.
   """

@@ -1,9 +1,10 @@
-"""Hands a layer's measurements to whoever runs the graph.
+"""Passes a layer's metrics to the code that runs the graph.
 
-`record` leaves a tensor in a graph collection when the graph is lowered; the
-training loop averages, prints and writes what it finds there. On TPU tensors
-cannot be fetched from inside the step; there scalars also go to Mesh-TF's own
-summaries, which `tpu_estimator_model_fn.tpu_summaries` sends to the host.
+`record` adds a tensor to a graph collection when the graph is lowered; the
+training loop averages, prints and writes the tensors of that collection.
+Scalars also go to Mesh-TF's own summaries, because on TPU no tensor can be
+fetched from inside the step: `tpu_estimator_model_fn.tpu_summaries` sends those
+summaries to the host.
 """
 
 import mesh_tensorflow as mtf
@@ -14,13 +15,14 @@ WEIGHTS_COLLECTION = "switch_mtf/loss_weights"
 
 
 class _RecordOperation(mtf.Operation):
-  """Leaves (name, tf.Tensor) in `METRICS_COLLECTION`; passes nothing on."""
+  """An operation without outputs that fills `METRICS_COLLECTION`."""
 
   def __init__(self, name: str, x: mtf.Tensor):
     super().__init__([x], name="record")
     self._metric_name = name
 
   def lower(self, lowering: mtf.Lowering) -> None:
+    """Adds (name, tf.Tensor) to the collection."""
     value = lowering.tensors[self.inputs[0]].to_laid_out_tensor().tensor_list[0]
     tf.add_to_collection(METRICS_COLLECTION, (self._metric_name, value))
 
@@ -28,13 +30,13 @@ class _RecordOperation(mtf.Operation):
 def record(context, metrics: dict[str, mtf.Tensor]) -> None:
   """Records one layer's metrics under its place in the model.
 
-  Nothing is recorded while decoding or inside a microbatch, where the graph is
-  a loop body that cannot be looked into.
+  Nothing is recorded while decoding or inside a microbatch, because tensors of
+  a loop body cannot be fetched.
 
   Args:
     context: transformer.Context of the layer's call.
-    metrics: name to float32 tensor, on every processor whole: a scalar or a
-      vector over experts.
+    metrics: name to float32 tensor, replicated on every processor: a scalar or
+      a vector over experts.
   """
   if context.mode not in (
       tf.estimator.ModeKeys.TRAIN, tf.estimator.ModeKeys.EVAL):
@@ -51,10 +53,10 @@ def record(context, metrics: dict[str, mtf.Tensor]) -> None:
 
 
 def record_loss_weights(weights: dict[str, float]) -> None:
-  """Records the weights of one layer's auxiliary losses in the model's loss.
+  """Records the coefficients of one layer's auxiliary losses.
 
   Args:
-    weights: name of a loss to its coefficient.
+    weights: name of a loss to its coefficient in the model's loss.
   """
   place = layer_place(tf.get_variable_scope().name)
   for name, weight in weights.items():
@@ -62,9 +64,12 @@ def record_loss_weights(weights: dict[str, float]) -> None:
 
 
 def loss_weights() -> dict[str, list[float]]:
-  """What the layers of the default graph recorded, by loss.
+  """Returns the coefficients recorded in the default graph, by loss.
 
-  A layer that is built several times, as for microbatches, counts once.
+  A layer that is built several times, such as for microbatches, counts once.
+
+  Returns:
+    Name of a loss to its coefficient in each layer.
   """
   found = {}
   for place, name, weight in tf.get_collection(WEIGHTS_COLLECTION):
@@ -73,5 +78,5 @@ def loss_weights() -> dict[str, list[float]]:
 
 
 def layer_place(scope: str) -> str:
-  """'encoder/block_000/layer_001/SwitchFFN' without its class name."""
+  """Strips the class name from 'encoder/block_000/layer_001/SwitchFFN'."""
   return scope.removesuffix("SwitchFFN").rstrip("/")

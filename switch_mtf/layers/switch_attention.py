@@ -19,7 +19,7 @@ RELATIVE_ATTENTION = (None, "bias", "bias_shared", "contextual")
 
 
 def linear_experts() -> SwitchFFN:
-  """A Switch layer whose experts are linear maps."""
+  """Returns a Switch layer whose experts are linear maps."""
   return SwitchFFN(hidden_size=None)
 
 
@@ -48,11 +48,12 @@ class SwitchSelfAttention(transformer_layers.SelfAttention):
     """Records the hyperparameters.
 
     Args:
-      num_heads: heads, like the next four as in `SelfAttention`.
+      num_heads: number of heads; this and the next four are as in
+        `SelfAttention`.
       key_value_size: features of a head's query, key and value.
-      dropout_rate: of the attention weights.
+      dropout_rate: rate of dropout of the attention weights.
       relative_attention_type: None, "bias", "bias_shared" or "contextual".
-      relative_attention_num_buckets: of the relative bias.
+      relative_attention_num_buckets: number of buckets of the relative bias.
       projection: makes a Switch layer: one for queries and one for keys. Its
         experts are linear by default; for feed-forward ones bind
         `@attention/SwitchFFN`, with the sizes under that scope.
@@ -124,7 +125,7 @@ class _SwitchProjections(attention.AttentionParams):
         self._project("kv", x), context)
 
   def _project(self, name: str, x: mtf.Tensor) -> mtf.Tensor:
-    """The outputs of one Switch layer, split into heads."""
+    """Returns the outputs of one Switch layer, split into heads."""
     layer = (self._layer.query_projection if name == "q"
              else self._layer.memory_projection)
     combined = mtf.Dimension(self.q_dims[0].name, mtf.Shape(self.q_dims).size)

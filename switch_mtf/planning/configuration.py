@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer
 
-from switch_mtf import gin_files
+from switch_mtf import gin_checks, gin_files
 from switch_mtf.mesh import mesh_axis
 from switch_mtf.upstream import fixes, seams
 
@@ -144,7 +144,7 @@ def _parse(
   kinds = {pathlib.PurePath(path).parent.name for path in paths}
   files = _missing_files(kinds, mesh_shape, device)
   paths = [*paths, *files]
-  gin_files.check_run(paths, params, folders)
+  gin_checks.check_run(paths, params, folders)
   gin.parse_config_files_and_bindings(
       [gin_files.DEFAULTS, *paths], params, finalize_config=False)
   gin.bind_parameter("utils.run.vocabulary", mesh_transformer.get_vocabulary())

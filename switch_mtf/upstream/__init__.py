@@ -1,15 +1,15 @@
-"""Every change that we make to an upstream package.
+"""Patches for upstream packages: all of the changes that this project makes.
 
-Import this package before `mesh_tensorflow`, `t5` or `seqio`: importing it
-applies all patches, importing it again does nothing. No other package of ours
-changes an upstream module.
+Import this package before `mesh_tensorflow`, `t5` or `seqio`. Importing it
+applies all patches; importing it again does nothing. No other package of this
+project changes an upstream module.
 
-  before_tensorflow   what must be decided before TensorFlow is imported; the
-                      switch that turns everything off that is for speed alone
-  fixes               what makes the stack work at all
-  speed               the same numbers, sooner
-  seams               what training, distillation and planning are built on
-  late_imports        modules that wait until they are used
+  before_tensorflow   settings made before TensorFlow is imported; the switch
+                      that turns off everything that is for speed alone
+  fixes               patches without which the stack does not work
+  speed               patches that compute the same numbers faster
+  seams               openings for training, distillation and planning
+  late_imports        modules that are imported when they are first used
 """
 
 import gc
@@ -20,8 +20,8 @@ from switch_mtf.upstream.before_tensorflow import FAST  # isort:skip
 _COLLECTS_GARBAGE = gc.isenabled()
 before_tensorflow.hide_log()
 if FAST:
-  # Until the end of this file: nothing that is imported is garbage, and looking
-  # for it takes a third of the time.
+  # Imports leave no garbage, and looking for some takes a third of their time.
+  # Collection is turned on again at the end of this file.
   gc.disable()
   before_tensorflow.use_onednn()
   before_tensorflow.put_off_imports()
@@ -30,7 +30,7 @@ from switch_mtf.upstream import fixes, seams, speed  # noqa: E402
 
 
 def apply() -> None:
-  """Applies every patch, in the order in which they depend on each other."""
+  """Applies every patch; some patches depend on earlier ones."""
   fixes.check_versions()
   if FAST:
     speed.keep_freed_memory()

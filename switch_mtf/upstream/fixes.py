@@ -1,7 +1,7 @@
-"""What makes mesh_tensorflow, t5 and seqio work at all with TensorFlow 2.15.
+"""Patches that make mesh_tensorflow, t5 and seqio work with TensorFlow 2.15.
 
-One function a patch: what is wrong upstream, and under which condition the
-patch can be deleted. `upstream/__init__.py` applies them, in its order.
+Each patch is one function. Its docstring says what is wrong upstream and when
+the patch can be removed. `upstream/__init__.py` sets the order of the patches.
 """
 
 import functools
@@ -20,18 +20,18 @@ def check_versions(
     python: tuple[int, int] = sys.version_info[:2],
     tensorflow: str = tf.__version__,
 ) -> None:
-  """Refuses interpreters and TensorFlow versions that cannot work.
+  """Refuses versions of Python and TensorFlow that cannot work.
 
   TensorFlow 2.16 removed `tf.estimator`, which T5's trainer is built on, and no
-  TensorFlow with `tf.estimator` exists for Python 3.12. Can go when T5 no
-  longer needs the Estimator.
+  TensorFlow with `tf.estimator` exists for Python 3.12. Can be removed when T5
+  no longer needs the Estimator.
 
   Args:
-    python: major and minor version.
-    tensorflow: version string.
+    python: major and minor version of Python.
+    tensorflow: version of TensorFlow.
 
   Raises:
-    ImportError: if either cannot work.
+    ImportError: if one of the versions cannot work.
   """
   if not (3, 10) <= python < MAX_PYTHON:
     raise ImportError(
@@ -46,10 +46,11 @@ def check_versions(
 
 
 def restore_tensor_conversion_registry() -> None:
-  """Puts back `ops.register_tensor_conversion_function`.
+  """Restores `ops.register_tensor_conversion_function`.
 
-  mesh_tensorflow 0.1.21 (`tpu_variables.py`) calls it at import; TensorFlow
-  2.15 moved it to another module. Can go when mesh_tensorflow imports it from
+  mesh_tensorflow 0.1.21 (`tpu_variables.py`) calls this function at import, but
+  TensorFlow 2.15 moved it to another module. Can be removed when
+  mesh_tensorflow imports it from
   `tensorflow.python.framework.tensor_conversion_registry`.
   """
   from tensorflow.python.framework import ops, tensor_conversion_registry
@@ -61,14 +62,15 @@ def restore_tensor_conversion_registry() -> None:
 def leave_torch_out() -> None:
   """Lets `t5.models` be imported without torch.
 
-  `t5/models/__init__.py` imports `hf_model` for one class that Mesh-TF never
-  uses, and with it torch, which may be missing, and else takes as long to
-  import as all the rest. Can go when t5 imports it lazily.
+  `t5/models/__init__.py` imports `hf_model`, and with it torch, for one class
+  that Mesh-TF never uses. Torch may be missing; where it is installed, its
+  import takes as long as all the others. Can be removed when t5 imports
+  `hf_model` lazily.
   """
   name = "t5.models.hf_model"
 
   class HfPyTorchModel:
-    """Makes a `t5.models.HfPyTorchModel`, for which it imports torch."""
+    """A stand-in that imports torch and makes the real HfPyTorchModel."""
 
     def __new__(cls, *args, **kwargs):
       if importlib.util.find_spec("torch") is None:
@@ -85,33 +87,34 @@ def leave_torch_out() -> None:
 
 
 def use_resource_variables() -> None:
-  """Makes training on CPU and GPU free of a race, hence deterministic.
+  """Removes a race from training on CPU and GPU, which makes it deterministic.
 
-  T5 calls `disable_v2_behavior`, which selects reference variables: an update
-  may overwrite a weight that the backward pass of the same step has yet to
-  read. On TPU (`SimdMeshImpl`) reference variables are expected, and the
-  device mesh orders the accesses: see `use_reference_variables_on_tpu`. Can go
-  when mesh_tensorflow orders reads before updates on `PlacementMeshImpl`.
+  T5 calls `disable_v2_behavior`, which selects reference variables. With these,
+  an update may overwrite a weight that the backward pass of the same step has
+  yet to read. On TPU, `SimdMeshImpl` expects reference variables, and the
+  device mesh orders the accesses: see `use_reference_variables_on_tpu`. Can be
+  removed when mesh_tensorflow orders reads before updates on
+  `PlacementMeshImpl`.
   """
   tf.enable_resource_variables()
 
 
 def use_reference_variables_on_tpu() -> None:
-  """Undoes `use_resource_variables`; `run_t5.py` calls it when given `--tpu`.
+  """Undoes `use_resource_variables`; `run_t5.py` calls this for `--tpu`.
 
-  `SimdMeshImpl` casts the master variables it is given to reference tensors.
-  Can go together with `use_resource_variables`.
+  `SimdMeshImpl` casts its master variables to reference tensors. Can be removed
+  together with `use_resource_variables`.
   """
   tf.disable_resource_variables()
 
 
 def score_texts_off_tpu() -> None:
-  """Lets `save_scores` take the texts that CPU and GPU give it.
+  """Makes `save_scores` accept the texts that it receives on CPU and GPU.
 
-  Off TPU `tpu_estimator_model_fn` turns ids into text inside the graph, and
-  `save_scores` then calls `.tolist()` on that text. Here a text becomes ids
-  again, with the end of sequence that scoring has added. Can go when
-  `_maybe_add_pretokenized_features` accepts bytes.
+  Off TPU, `tpu_estimator_model_fn` turns ids into text inside the graph, and
+  `save_scores` then calls `.tolist()` on that text. This patch turns the text
+  back into ids, with the end of sequence that scoring has added. Can be removed
+  when `_maybe_add_pretokenized_features` accepts bytes.
   """
   from mesh_tensorflow.transformer import utils
   upstream = utils._maybe_add_pretokenized_features
@@ -133,10 +136,11 @@ def score_texts_off_tpu() -> None:
 
 
 def decode_to_text() -> None:
-  """Makes what decoding writes and prints text where there is no TPU, too.
+  """Makes decoding write and print text on CPU and GPU, as on TPU.
 
-  There the graph itself turns ids into strings, which are bytes in Python, and
-  files get "b'...'" lines. Can go when `utils.decode` looks for bytes.
+  Off TPU, the graph itself turns ids into strings. In Python these are bytes,
+  and files get lines such as "b'...'". Can be removed when `utils.decode`
+  handles bytes.
   """
   from mesh_tensorflow.transformer import utils
   upstream = utils.decode

@@ -1,4 +1,4 @@
-"""Modules that are imported when something of them is first used."""
+"""Modules whose import waits until one of their names is read."""
 
 import importlib
 import importlib.util
@@ -9,24 +9,24 @@ from typing import Any
 
 
 class LateModule(types.ModuleType):
-  """Stands for a module until something of it is read, then imports it.
+  """A stand-in for a module, which it imports when a name is first read.
 
-  Attributes that were set before that are kept where the module has none of
-  their name.
+  An attribute that was set on the stand-in is kept, unless the module has one
+  of the same name.
   """
 
   def __getattr__(self, name: str) -> Any:
-    # Python and others look for such names in every module.
+    # Python and libraries look for such names in every module.
     if name.startswith("__"):
       raise AttributeError(name)
     return getattr(self.imported(), name)
 
   def imported(self) -> types.ModuleType:
-    """Imports the module, whose names are then those of this one, too."""
+    """Imports the module and copies its names to the stand-in."""
     name = self.__name__
     parent = sys.modules.get(name.rpartition(".")[0])
     if isinstance(parent, LateModule):
-      # As Python does; else what the parent imports of this would come first.
+      # Python runs a package before its modules.
       parent.imported()
     if sys.modules.get(name) is self:
       del sys.modules[name]
@@ -36,15 +36,15 @@ class LateModule(types.ModuleType):
 
 
 def import_when_used(name: str) -> LateModule | None:
-  """Makes `import name` wait until something of the module is read.
+  """Makes `import name` wait until a name of the module is read.
 
   Args:
-    name: of a module, with those that it is in. These are imported now, unless
-      they are late themselves.
+    name: full name of a module. The packages that contain it are imported now,
+      unless their import waits as well.
 
   Returns:
-    What stands for it in `sys.modules`; None, and nothing is changed, if it has
-    been imported or is not installed.
+    The stand-in, which is now in `sys.modules`. None, with nothing replaced, if
+    the module has been imported already or is not installed.
   """
   if name in sys.modules:
     return None

@@ -1,7 +1,8 @@
-"""Openings in upstream that training, distillation and planning are built on.
+"""Openings in upstream code for training, distillation and planning.
 
-`open_model_fn` lets extensions run around every model graph;
-`arguments_of_model_fn` and `graph_that_never_runs` are the planner's.
+`open_model_fn` lets extensions run around every model graph. The planner uses
+`arguments_of_model_fn` and `graph_that_never_runs`, distillation uses
+`make_student_teacher_with`.
 """
 
 import contextlib
@@ -19,19 +20,21 @@ import tensorflow.compat.v1 as tf
 
 @dataclasses.dataclass(frozen=True)
 class ModelRun:
-  """What is known of a run while its graph is built.
+  """The properties of a run that are known while its graph is built.
 
   Attributes:
     mode: "train", "eval" or "infer" (tf.estimator.ModeKeys).
     use_tpu: whether the graph is for TPU.
-    model_dir: where checkpoints are, or None.
-    tokens_per_step: tokens that one step reads, inputs and targets, with
-      padding.
+    model_dir: folder of the checkpoints, or None.
+    tokens_per_step: number of tokens that one step reads: inputs and targets,
+      including padding.
     mesh_shape: mtf.Shape of the mesh.
     layout_rules: mtf.LayoutRules of the run.
-    keep_checkpoint_max: how many checkpoints the run keeps, None for all.
-    init_checkpoint: that a new run starts from, without ".index", or None.
-    init_variable_filter: a regular expression that its variables must match.
+    keep_checkpoint_max: number of checkpoints that the run keeps, None for all.
+    init_checkpoint: path, without ".index", of the checkpoint that a new run
+      starts from, or None.
+    init_variable_filter: regular expression that selects the variables of
+      `init_checkpoint` to take over.
   """
 
   mode: str
@@ -46,13 +49,13 @@ class ModelRun:
 
 
 class ModelFnExtension:
-  """What may be done around mesh_tensorflow's `model_fn`; override any."""
+  """A base class for code around mesh_tensorflow's `model_fn`."""
 
   def before_graph(self, run: ModelRun) -> None:
-    """Called in the new graph before the model is built."""
+    """Runs in the new graph, before the model is built."""
 
   def explain(self, run: ModelRun, error: Exception) -> Exception | None:
-    """A better error for one that building the model raised, or None."""
+    """Returns a clearer error for one from building the model, or None."""
 
   def finish(self, run: ModelRun, spec: Any) -> Any:
     """Changes the EstimatorSpec or TPUEstimatorSpec of the finished graph."""
@@ -70,12 +73,12 @@ def extend_model_fn(extension: ModelFnExtension) -> None:
 def open_model_fn() -> None:
   """Opens mesh_tensorflow's `model_fn` to extensions.
 
-  `tpu_estimator_model_fn` prints one line a step through `tf.Print`, takes no
-  hooks for evaluation or prediction and no random seed, and `utils.run` has a
-  seam (`train_model_fn`) for training only. With this patch the registered
-  extensions run around it in every mode, under `utils.run` and under
-  `t5.models.MtfModel`. Can go when `tpu_estimator_model_fn` takes hooks and
-  metrics itself.
+  `tpu_estimator_model_fn` prints one line per step through `tf.Print`. It takes
+  no hooks for evaluation or prediction and no random seed, and `utils.run` can
+  be extended (`train_model_fn`) for training only. With this patch, the
+  registered extensions run around the model_fn in every mode, under `utils.run`
+  and under `t5.models.MtfModel`. Can be removed when `tpu_estimator_model_fn`
+  takes hooks and metrics itself.
   """
   from mesh_tensorflow.transformer import utils
   upstream = utils.tpu_estimator_model_fn
@@ -85,7 +88,7 @@ def open_model_fn() -> None:
   @functools.wraps(upstream)
   def tpu_estimator_model_fn(*args, **kwargs):
     model_fn = upstream(*args, **kwargs)
-    # Gin adds what it binds behind this function.
+    # gin fills in its bindings only when `upstream` is called.
     call = gin.get_bindings("tpu_estimator_model_fn") | (
         inspect.signature(upstream).bind(*args, **kwargs).arguments)
 
@@ -120,7 +123,7 @@ def open_model_fn() -> None:
 
 
 def _model_run(mode: str, features: dict, call: dict) -> ModelRun:
-  """Collects what `ModelRun` describes from the arguments of the model_fn."""
+  """Builds a `ModelRun` from the arguments of `tpu_estimator_model_fn`."""
   lengths = call["sequence_length"]
   return ModelRun(
       mode=mode,
@@ -137,7 +140,7 @@ def _model_run(mode: str, features: dict, call: dict) -> ModelRun:
 
 @contextlib.contextmanager
 def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
-  """Gives a module other attributes for a while."""
+  """Replaces attributes of a module inside the context."""
   before = {name: getattr(module, name) for name in attributes}
   for name, value in attributes.items():
     setattr(module, name, value)
@@ -149,13 +152,14 @@ def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
 
 
 def make_student_teacher_with(make: Callable[..., Any]) -> None:
-  """Lets `make` configure the models of `model_type = "bi_student_teacher"`.
+  """Makes `make` build the models of `model_type = "bi_student_teacher"`.
 
-  `utils.build_model` names upstream's function, and that names the class. Can
-  go when the class is gin-configurable.
+  `utils.build_model` calls upstream's function by name, and that function names
+  the class. Can be removed when the class is gin-configurable.
 
   Args:
-    make: as `transformer.make_bi_student_teacher`; returns a StudentTeacher.
+    make: function with the arguments of `transformer.make_bi_student_teacher`;
+      returns a StudentTeacher.
   """
   from mesh_tensorflow.transformer import transformer
   transformer.make_bi_student_teacher = make
@@ -163,14 +167,16 @@ def make_student_teacher_with(make: Callable[..., Any]) -> None:
 
 @contextlib.contextmanager
 def arguments_of_model_fn() -> Iterator[dict[str, Any]]:
-  """While it is open, `utils.run` makes no model_fn, but tells what it is of.
+  """Captures the arguments that `utils.run` passes to the model_fn.
 
-  Everything that gin decides is decided in `utils.run`, which hands it to
-  `tpu_estimator_model_fn` and keeps it. Can go when `utils.run` can return
-  what it has resolved.
+  `utils.run` resolves everything that gin configures, but only passes it on to
+  `tpu_estimator_model_fn` and does not return it. Inside this context,
+  `utils.run` makes an empty model_fn. Can be removed when `utils.run` can
+  return what it has resolved.
 
   Yields:
-    A dict that has the arguments of `tpu_estimator_model_fn` afterwards.
+    A dict, which `utils.run` fills with the arguments of
+    `tpu_estimator_model_fn`.
   """
   from mesh_tensorflow.transformer import utils
   signature = inspect.signature(utils.tpu_estimator_model_fn)
@@ -186,19 +192,17 @@ def arguments_of_model_fn() -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def graph_that_never_runs(mesh_impl: Any) -> Iterator[list]:
-  """While it is open, model_fns build a graph that holds no variable.
+  """Makes model_fns build graphs without variables, and without extensions.
 
-  Extensions have no part in it.
-
-  `tpu_estimator_model_fn` chooses the mesh implementation itself, and making
+  `tpu_estimator_model_fn` chooses the mesh implementation itself. Making
   TensorFlow's own variables takes most of the time, on TPU once for each core.
-  Can go when a mesh implementation can be handed in.
+  Can be removed when a mesh implementation can be passed in.
 
   Args:
     mesh_impl: the mtf.MeshImpl that graphs are lowered to.
 
   Yields:
-    A list that has the mtf.Lowering of each graph afterwards.
+    A list, which receives the mtf.Lowering of each graph.
   """
   import mesh_tensorflow as mtf
   lowerings = []
@@ -228,12 +232,12 @@ def graph_that_never_runs(mesh_impl: Any) -> Iterator[list]:
 
 
 def order_step_reads(graph: tf.Graph) -> None:
-  """Makes every read of the global step happen before the step is counted.
+  """Makes every read of the global step happen before its increment.
 
   `tpu_estimator_model_fn` increments the global step without waiting for the
-  ops that read it, so the learning rate and whatever else depends on the step
-  may see this step's number or the next one's. Can go when upstream adds the
-  dependency.
+  ops that read it, so the learning rate, and whatever else depends on the step,
+  may see the number of this step or of the next. Can be removed when upstream
+  adds the dependency.
 
   Args:
     graph: a finished training graph with resource variables.
@@ -243,6 +247,6 @@ def order_step_reads(graph: tf.Graph) -> None:
   counts = [op for op in uses if op.type == "AssignAddVariableOp"]
   for read in (op for op in uses if op.type == "ReadVariableOp"):
     for count in counts:
-      # The value that the increment returns is read after it, and must be.
+      # The increment returns a read that must come after it.
       if count not in read.control_inputs:
         count._add_control_input(read)

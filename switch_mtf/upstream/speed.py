@@ -1,8 +1,8 @@
-"""The same numbers, sooner: patches for speed alone.
+"""Patches that compute the same numbers faster.
 
-`SWITCH_MTF_FAST=0` in the environment leaves all of them out. One function a
-patch: what is slow upstream, and under which condition the patch can be
-deleted.
+`SWITCH_MTF_FAST=0` in the environment leaves all of them out. Each patch is one
+function. Its docstring says what is slow upstream and when the patch can be
+removed.
 """
 
 import ctypes
@@ -14,41 +14,43 @@ import tensorflow.compat.v1 as tf
 
 
 def keep_freed_memory() -> None:
-  """Lets TensorFlow have again, at once, the memory that it gave back.
+  """Stops glibc from returning freed memory to Linux between steps.
 
-  It takes each large tensor of each step from the C library, which gives it
-  back to Linux in between, so that every page of it is zeroed anew: five times
-  as long as copying it takes. Only for glibc. Can go when TensorFlow's
-  allocator for CPU keeps memory.
+  TensorFlow allocates each large tensor of each step with glibc, which returns
+  the memory to Linux when it is freed. Linux then zeroes every page anew, which
+  takes five times as long as copying it. No effect without glibc. Can be
+  removed when TensorFlow's CPU allocator keeps freed memory.
   """
   try:
     mallopt = ctypes.CDLL("libc.so.6").mallopt
   except (OSError, AttributeError):
     return
   mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8
-  mallopt(mmap_max, 0)  # all of it from the heap,
-  mallopt(trim_threshold, 2**31 - 1)  # which is not made smaller
-  mallopt(top_pad, 2**26)  # and not in small steps larger,
-  mallopt(arena_max, 1)  # and there is one.
+  mallopt(mmap_max, 0)  # allocate everything from the heap
+  mallopt(trim_threshold, 2**31 - 1)  # never shrink the heap
+  mallopt(top_pad, 2**26)  # do not grow it in small steps
+  mallopt(arena_max, 1)  # use one heap for all threads
 
 
 def replace_attention_and_einsum(
     einsum: Callable, attention: Callable, self_attention: Callable,
     enc_dec_attention: Callable,
 ) -> None:
-  """Puts our einsum and our attention in the place of upstream's.
+  """Replaces upstream's einsum and attention by ours.
 
-  `PlacementMeshImpl.einsum` is made to be overridden, but
-  `utils.tpu_estimator_model_fn` makes the mesh itself; T5's attention layers
-  look `attention.attention` up by name, and compute their cache in the midst of
-  their `call`. Can go when a mesh implementation and an attention
-  function can be handed in, and a cache keeps what does not change.
+  `PlacementMeshImpl.einsum` is meant to be overridden, but
+  `utils.tpu_estimator_model_fn` makes the mesh implementation itself. T5's
+  attention layers look up `attention.attention` by name, and compute their
+  cache inside `call`. Can be removed when a mesh implementation and an
+  attention function can be passed in, and the cache keeps what does not change.
 
   Args:
-    einsum: takes what `tf.einsum` takes.
-    attention: takes what upstream's `attention.attention` takes.
-    self_attention: takes what `SelfAttention.call` takes, the layer first.
-    enc_dec_attention: the same of `EncDecAttention.call`.
+    einsum: function with the arguments of `tf.einsum`.
+    attention: function with the arguments of upstream's `attention.attention`.
+    self_attention: function with the arguments of `SelfAttention.call`, the
+      layer first.
+    enc_dec_attention: function with the arguments of `EncDecAttention.call`,
+      the layer first.
   """
   from mesh_tensorflow import placement_mesh_impl
   from mesh_tensorflow.transformer import attention as upstream
@@ -61,12 +63,12 @@ def replace_attention_and_einsum(
 
 
 def read_variables_once() -> None:
-  """Reads each variable once a step, not once for each use.
+  """Reads each variable once per step, not once for each use.
 
-  A resource variable is read anew wherever its tensor is wanted, in the body of
-  the decoding loop once for each token. What is read is the same: updates make
-  a new buffer while the old one is in use. Can go when `mtf.Variable.lower`
-  makes a tensor of the variable.
+  Upstream reads a resource variable anew wherever its tensor is used, in the
+  body of the decoding loop once for each token. The values are the same: an
+  update writes to a new buffer while the old one is in use. Can be removed when
+  `mtf.Variable.lower` converts the variable to a tensor.
   """
   import mesh_tensorflow as mtf
   upstream = mtf.Variable.lower
@@ -81,10 +83,11 @@ def read_variables_once() -> None:
 
 
 def remember_only_what_relu_gave() -> None:
-  """Lets the gradient of `mtf.relu` read the output in place of the input.
+  """Makes the gradient of `mtf.relu` read the output instead of the input.
 
   Upstream keeps both for the backward pass, and the mask of the input as
-  floats. Can go when `mtf.relu` does as `tf.nn.relu`.
+  floats. Can be removed when the gradient of `mtf.relu` is that of
+  `tf.nn.relu`.
   """
   from mesh_tensorflow import ops
 
@@ -98,12 +101,12 @@ def remember_only_what_relu_gave() -> None:
 
 
 def differentiate_in_place() -> None:
-  """Computes gradients on the processor whose slices they are of.
+  """Computes the gradient of each slice on the processor of that slice.
 
-  Upstream asks for the gradient of what a layer computes slice by slice (our
-  attention, `mtf.slicewise`) outside of all devices, so that TensorFlow gives
-  all of it to the first processor, and sends it what it is computed from. Can
-  go when `GenericGradOperation.lower` keeps to the devices of the mesh.
+  For a layer that computes slice by slice (our attention, `mtf.slicewise`),
+  upstream calls `tf.gradients` outside the scope of any device. TensorFlow then
+  places the whole gradient on the first processor and sends its operands there.
+  Can be removed when `GenericGradOperation.lower` uses the devices of the mesh.
   """
   from mesh_tensorflow import ops
 
@@ -128,13 +131,14 @@ def differentiate_in_place() -> None:
 
 
 def reuse_constants() -> None:
-  """Makes equal numbers in one graph one constant.
+  """Shares one constant between equal numbers of a graph.
 
-  Every axis, shape and factor that an operation is given is a constant of its
-  own, a third of all operations, and TensorFlow takes as long to make one as
-  any other. Shared are Python numbers and short lists of them, inside one loop
-  or outside of all, that stand on their own: no dependency, no place beside
-  another. Can go when building a graph is fast, or is not waited for.
+  Upstream makes a constant for every axis, shape and factor that an operation
+  takes: a third of all operations, each as slow to make as any other. Only
+  Python numbers and short lists of them are shared, within one loop or outside
+  all loops, on one device, and where no control dependency or colocation is in
+  force. Can be removed when building a graph is fast, or when no one waits for
+  it.
   """
   from tensorflow.python.framework import ops
   upstream = ops._create_graph_constant
@@ -157,7 +161,7 @@ def reuse_constants() -> None:
 
 
 def _constant_key(graph: tf.Graph, value: Any) -> tuple | None:
-  """What equal constants of a graph have in common; None: not to be shared."""
+  """Returns a key that equal constants share; None for one not to share."""
   numbers = value if isinstance(value, list | tuple) else (value,)
   if type(graph) is not tf.Graph or len(numbers) > 8 or not all(
       type(number) in (int, float) for number in numbers):
@@ -171,11 +175,12 @@ def _constant_key(graph: tf.Graph, value: Any) -> tuple | None:
 
 
 def forget_closed_scopes() -> None:
-  """Lets go of variable scopes inside one that is closed.
+  """Deletes the counts of variable scopes inside a scope that is closed.
 
-  TensorFlow sets their counts to 0 and keeps them, and looks at all that there
-  ever were whenever one closes: a twelfth of the time that it takes to plan a
-  model of 48 layers. A count that is missing is 0. Can go when it forgets them.
+  TensorFlow sets these counts to 0 but keeps them, and goes through all counts
+  ever made whenever a scope closes. This takes a twelfth of the time of
+  planning a model of 48 layers. A missing count is read as 0. Can be removed
+  when TensorFlow deletes the counts.
   """
   from tensorflow.python.ops import variable_scope
 
@@ -189,11 +194,11 @@ def forget_closed_scopes() -> None:
 
 
 def name_types_only_in_errors() -> None:
-  """Checks the type of an operation's input without listing all that may be.
+  """Checks the type of an operation's input without naming all legal types.
 
-  TensorFlow makes the text of its error before it knows whether there is one:
-  an eighth of the time that it takes to make an operation. Can go when it does
-  not.
+  TensorFlow builds part of its error message before it knows whether there is
+  an error, which takes an eighth of the time of making an operation. Can be
+  removed when TensorFlow builds the message only for an error.
   """
   from tensorflow.python.framework import op_def_library
   upstream = op_def_library._SatisfiesTypeConstraint
@@ -208,15 +213,16 @@ def name_types_only_in_errors() -> None:
 def transpose_only_to_reorder() -> None:
   """Adds dimensions to a tensor without a transpose that moves nothing.
 
-  TensorFlow removes those when it optimizes a graph: here they are not made, a
-  sixteenth of all operations. Can go when `mtf.ops._expand_dims` looks first.
+  TensorFlow removes such transposes only when it optimizes a graph. They are a
+  sixteenth of all operations, and this patch does not make them. Can be removed
+  when `mtf.ops._expand_dims` transposes only to reorder.
   """
   from mesh_tensorflow import ops
   upstream = ops._expand_dims
 
   def expand_dims(x, input_shape, output_shape):
     kept = [d for d in output_shape.dims if d in input_shape.dims]
-    if kept != input_shape.dims:  # to be reordered, or wrong
+    if kept != input_shape.dims:  # a reordering, or an error
       return upstream(x, input_shape, output_shape)
     for axis, dim in enumerate(output_shape.dims if kept else []):
       if dim not in input_shape.dims:
@@ -227,10 +233,11 @@ def transpose_only_to_reorder() -> None:
 
 
 def leave_packing_as_written() -> None:
-  """Keeps AutoGraph from the functions that pack and trim examples.
+  """Stops AutoGraph from translating the functions that pack and trim examples.
 
-  It translates them for seconds before the first step, and they hold nothing
-  for it. Can go when they say so themselves.
+  The translation delays the first step by seconds, although these functions
+  contain nothing to translate. Can be removed when the functions opt out of
+  AutoGraph themselves.
   """
   import seqio
   from mesh_tensorflow.transformer import dataset
@@ -240,19 +247,21 @@ def leave_packing_as_written() -> None:
 
 
 def read_data_early() -> None:
-  """Begins to read data when a session does, not when its first step does.
+  """Starts reading data when a session starts, not when its first step does.
 
-  Estimator makes the iterator last, after the checkpoint of step 0, and
-  nothing is read before the first step asks: a second of waiting for shuffling
-  buffers to fill. Can go when Estimator starts its iterators earlier.
+  Estimator initializes the iterator last, after the checkpoint of step 0, and
+  reads nothing before the first step asks for data. That step then waits a
+  second for the shuffle buffers to fill. Can be removed when Estimator starts
+  its iterators earlier.
   """
   from tensorflow_estimator.python.estimator import util
 
   class InitializerHook(tf.train.SessionRunHook):
-    """Makes the iterator where tables are made, and after them."""
+    """A hook that initializes the iterator together with the tables."""
 
     def __init__(self, iterator):
-      # Before there is a model: its Scaffold may take what is there by then.
+      # Must run before the model is built: a Scaffold made there may read the
+      # collection at once. The data may read the tables, so they come first.
       tables = tf.get_collection_ref(tf.GraphKeys.TABLE_INITIALIZERS)
       iterator.initializer._add_control_inputs(tables)
       tables.append(iterator.initializer)
@@ -260,7 +269,7 @@ def read_data_early() -> None:
   upstream = util.parse_input_fn_result
 
   def parse_input_fn_result(result):
-    # That of version 1 is a subclass.
+    # The Dataset of version 1 is a subclass.
     if isinstance(result, tf.compat.v2.data.Dataset):
       options = tf.data.Options()
       options.experimental_warm_start = True
@@ -272,16 +281,16 @@ def read_data_early() -> None:
 
 
 def write_graph_beside() -> None:
-  """Writes `graph.pbtxt` beside the first step, not before it.
+  """Writes `graph.pbtxt` in a thread during the first step, not before it.
 
-  Its text takes most of a second, in Python. Can go when
-  `CheckpointSaverHook` writes it in C++ or not at all.
+  Python takes most of a second to format the text. Can be removed when
+  `CheckpointSaverHook` writes the file in C++ or not at all.
   """
   from tensorflow.python.training import training_util
   upstream = training_util.write_graph
 
   def write_graph(*args, **kwargs):
-    # Python waits for it before it exits.
+    # The thread is no daemon, so Python waits for it before it exits.
     threading.Thread(target=upstream, args=args, kwargs=kwargs).start()
 
   training_util.write_graph = write_graph

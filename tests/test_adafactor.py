@@ -1,12 +1,13 @@
-"""Adafactor in few passes against upstream's, weights and slots."""
+"""Adafactor in few passes against upstream's, and its sums against NumPy."""
 
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import lower
+from helpers.graphs import lower
 from mesh_tensorflow import optimize
 
+from switch_mtf.kernels import adafactor
 from switch_mtf.kernels.adafactor import FewPassAdafactor
 
 LARGE = {
@@ -67,15 +68,45 @@ def check_same(found, expected):
         found[name], value, rtol=1e-5, atol=atol, err_msg=name)
 
 
+@pytest.fixture
+def updated(monkeypatch):
+  """The shapes of the variables that few passes update."""
+  found, sums = [], adafactor.row_and_column_sums
+
+  def row_and_column_sums(x):
+    found.append(x.shape.as_list())
+    return sums(x)
+
+  monkeypatch.setattr(adafactor, "row_and_column_sums", row_and_column_sums)
+  return found
+
+
+# Of SMALL the last two dimensions are the largest two, both at least 8, of
+# dense, wi and square. With 9 no variable is left; many has 20 experts.
+FACTORED = [[16, 8], [4, 8, 16], [8, 8]]
+
+
 @pytest.mark.parametrize("options", [
     {}, {"multiply_by_parameter_scale": False}, {"clipping_threshold": None},
-    {"beta1": .9}, {"exclude_from_parameter_scale": ["wi", "dense"]},
-    {"min_dim_size_to_factor": 9}, {"factored": False},
-    {"stacked_dim_names": ["experts"]}, {"learning_rate": .1}], ids=str)
-def test_same_as_upstream(options):
+    {"exclude_from_parameter_scale": ["wi", "dense"]},
+    {"learning_rate": .1}], ids=str)
+def test_same_as_upstream(options, updated):
   options = {"min_dim_size_to_factor": 8, **options}
-  check_same(train(FewPassAdafactor, SMALL, **options),
-             train(optimize.AdafactorOptimizer, SMALL, **options))
+  found = train(FewPassAdafactor, SMALL, **options)
+  assert updated == FACTORED
+  check_same(found, train(optimize.AdafactorOptimizer, SMALL, **options))
+
+
+@pytest.mark.parametrize("options", [
+    {"beta1": .9}, {"factored": False}, {"stacked_dim_names": ["experts"]},
+    {"min_dim_size_to_factor": 9}], ids=str)
+def test_what_is_left_to_upstream(options, updated):
+  # The slots are upstream's, too: of each of the options other ones.
+  options = {"min_dim_size_to_factor": 8, **options}
+  found = train(FewPassAdafactor, SMALL, steps=2, **options)
+  assert updated == []
+  check_same(found, train(
+      optimize.AdafactorOptimizer, SMALL, steps=2, **options))
 
 
 @pytest.mark.parametrize("shapes,steps", [
@@ -94,3 +125,38 @@ def test_on_a_mesh(layout):
       train(FewPassAdafactor, SMALL, mesh_shape="a:2", layout=layout,
             **options),
       train(optimize.AdafactorOptimizer, SMALL, **options))
+
+
+PARTS = {"one matrix": [4, 6], "a matrix each": [3, 4, 6], "odd": [5, 3, 4],
+         "parts": [8, 4, 6], "uneven parts": [6, 4, 6]}
+
+
+def close(tensors, *expected):
+  with tf.Session() as session:
+    for y, value in zip(session.run(tensors), expected, strict=True):
+      np.testing.assert_allclose(y, value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", PARTS)
+def test_sums_of_squares(shape, monkeypatch):
+  monkeypatch.setattr(adafactor, "CACHED", 30)  # parts of one matrix, or of few
+  rng = np.random.default_rng(0)
+  x, row, column = (
+      rng.normal(size=s).astype(np.float32)
+      for s in (PARTS[shape], PARTS[shape][:-1],
+                [*PARTS[shape][:-2], PARTS[shape][-1]]))
+  close(adafactor.row_and_column_sums(tf.constant(x)),
+        (x**2).sum(-1), (x**2).sum(-2))
+  total = adafactor.weighted_sum_of_squares(*map(tf.constant, (x, row, column)))
+  assert total.shape.rank == 0
+  close([total], np.sum(x**2 * row[..., None] * column[..., None, :]))
+  kinds = {op.type for op in tf.get_default_graph().get_operations()}
+  assert ("Split" in kinds) == ("parts" in shape)
+
+
+def test_no_more_parts_than_are_worth_building():
+  x = tf.placeholder(tf.float32, [2048, 2080, 6144])  # a matrix of Switch-C
+  adafactor.row_and_column_sums(x)
+  squares = [op for op in tf.get_default_graph().get_operations()
+             if op.type == "Square"]
+  assert len(squares) == adafactor.MOST_PARTS

@@ -1,3 +1,5 @@
+"""The report of a comparison."""
+
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -18,15 +20,15 @@ def runs(dense, switch):
 
 def test_gain_is_paired_by_seed_and_spread_is_the_larger_range():
   result = report.summarize(
-      runs([-4.0, -4.1], [-3.9, -3.8]), ["dense", "switch"], [0, 1])
+      runs([-4.0, -4.3], [-3.9, -3.8]), ["dense", "switch"], [0, 1])
   gains = result["gains"]["switch"]
-  # -3.9 + 4.0 = 0.1 and -3.8 + 4.1 = 0.3: each 0.1 from the mean, so that the
-  # sample's standard deviation is sqrt((0.1^2 + 0.1^2) / 1) = 0.1414. Dense
-  # ranges over 0.1, Switch over 0.1.
-  assert gains["gain"] == pytest.approx([0.1, 0.3])
-  assert gains["mean_gain"] == pytest.approx(0.2)
-  assert gains["deviation"] == pytest.approx(0.1414, abs=1e-4)
-  assert gains["spread"] == pytest.approx(0.1)
+  # -3.9 + 4.0 = 0.1 and -3.8 + 4.3 = 0.5: each 0.2 from the mean, so that the
+  # sample's standard deviation is sqrt((0.2^2 + 0.2^2) / 1) = 0.2828. Dense
+  # ranges over 0.3, Switch over 0.1.
+  assert gains["gain"] == pytest.approx([0.1, 0.5])
+  assert gains["mean_gain"] == pytest.approx(0.3)
+  assert gains["deviation"] == pytest.approx(0.2828, abs=1e-4)
+  assert gains["spread"] == pytest.approx(0.3)
   assert result["models"]["dense"]["tokens_per_second"] == [20.0, 20.0]
 
 

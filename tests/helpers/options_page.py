@@ -9,9 +9,11 @@ import pkgutil
 import re
 
 import gin
-from conftest import ROOT
+from helpers.graphs import ROOT
 from mesh_tensorflow.transformer import utils
 
+import switch_mtf.kernels.embedding
+import switch_mtf.kernels.norm
 import switch_mtf.layers
 import switch_mtf.training.model_fn  # noqa: F401  (registers `progress`)
 
@@ -25,7 +27,9 @@ PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
 # All that gin can configure, by its last name; and what is ours.
 CONFIGURABLES = {c.name: c.wrapped for _, c in gin.config._REGISTRY.items()}
 OURS = {c.name: c.module for _, c in gin.config._REGISTRY.items()
-        if c.module.startswith("switch_mtf.layers.")}
+        if c.module.startswith((
+            "switch_mtf.layers.", "switch_mtf.kernels.embedding",
+            "switch_mtf.kernels.norm"))}
 
 TOKENS = "batch:4,length:4,d_model:6"
 

@@ -1,4 +1,4 @@
-"""The best checkpoint of each task; what a distillation was worth."""
+"""The report of a distillation."""
 
 import json
 import subprocess
@@ -7,11 +7,10 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import ROOT
+from helpers.graphs import ROOT
 
 from switch_mtf.distillation import report
 from switch_mtf.distillation.report import Trained
-from switch_mtf.training import best_checkpoint, hooks, metrics
 
 
 def evaluated(model_dir, values):
@@ -28,48 +27,6 @@ SCORES = {(100, "qa/em"): 10.0, (100, "qa/f1"): 20.0,
           (300, "qa/em"): 20.0, (300, "qa/f1"): 21.0,
           (100, "cola/matthews"): 5.0, (200, "cola/matthews"): 5.0,
           (300, "cola/matthews"): 4.0}
-
-
-def test_each_task_has_a_best_step_of_its_own(tmp_path):
-  # Means of qa: 15, 21, 20.5. cola is as good at 100 as at 200.
-  evaluated(tmp_path, SCORES)
-  assert best_checkpoint.best(str(tmp_path)) == {
-      "cola": {"step": 100, "score": 5.0, "metrics": {"matthews": 5.0}},
-      "qa": {"step": 200, "score": 21.0, "metrics": {"em": 12.0, "f1": 30.0}}}
-
-
-def test_the_best_are_reported_when_they_are_new(tmp_path, capsys):
-  best_checkpoint.report(str(tmp_path))
-  assert not (tmp_path / "best.json").exists()
-  evaluated(tmp_path, SCORES)
-  best_checkpoint.report(str(tmp_path))
-  assert capsys.readouterr().out == (
-      "cola | best at step 100 | matthews 5.00\n"
-      "qa | best at step 200 | em 12.00 | f1 30.00\n"
-      "2 tasks, each at its best | mean 13.00\n")
-  written = json.loads((tmp_path / "best.json").read_text())
-  assert written == best_checkpoint.best(str(tmp_path))
-  best_checkpoint.report(str(tmp_path))
-  assert not capsys.readouterr().out
-
-
-def test_speed_is_the_median(tmp_path, monkeypatch):
-  # Batches of 10 tokens after 9, 1, 1, 2 seconds: median 1.5.
-  times = iter([0.0, 9.0, 10.0, 11.0, 13.0])
-  monkeypatch.setattr(hooks.time, "perf_counter", lambda: next(times))
-  with tf.Graph().as_default(), tf.Session() as session:
-    session.run(tf.train.create_global_step().initializer)
-    hook = hooks.EvaluationSpeedHook(str(tmp_path), 10)
-    hook.after_create_session(session, None)
-    for _ in range(4):
-      hook.after_run(None, None)
-    hook.end(session)
-  record, = metrics.read(str(tmp_path), "eval_speed")
-  assert record["step"] == 0
-  assert record["tokens_per_second"] == pytest.approx(10 / 1.5)
-
-
-# The report of a distillation.
 
 
 def test_table_6_by_hand():

@@ -1,7 +1,7 @@
 """What tests of parity with mesh_tensorflow's MoE1D have in common."""
 
 import numpy as np
-from conftest import random_weights
+from helpers.graphs import random_weights
 
 TOLERANCE = 1e-5
 MODEL, HIDDEN = 6, 8

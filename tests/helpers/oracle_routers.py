@@ -16,7 +16,7 @@ and a tie stays one.
 import dataclasses
 
 import numpy as np
-from oracle import load_balancing_loss, relu, softmax
+from helpers.oracle import load_balancing_loss, relu, softmax
 
 
 @dataclasses.dataclass

@@ -5,11 +5,10 @@ import functools
 
 import mesh_tensorflow as mtf
 import numpy as np
-import oracle
-import oracle_routers
 import pytest
-from conftest import BuiltLayer, Watched
-from oracle_routers import Coefficients
+from helpers import oracle, oracle_routers
+from helpers.graphs import BuiltLayer, Watched
+from helpers.oracle_routers import Coefficients
 
 from switch_mtf.layers.dispatch import EinsumDispatcher, GatherDispatcher
 from switch_mtf.layers.exploration import Argmax

@@ -1,13 +1,17 @@
-"""What upstream.speed changes in the making of graphs, not in their numbers."""
+"""Speed patches change how graphs are made and started, not their numbers."""
 
+import threading
 from unittest import mock
 
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import constant, evaluate, lower
+from google.protobuf import text_format
+from helpers.graphs import constant, evaluate, lower
 from tensorflow.python.autograph.pyct import transpiler
+from tensorflow.python.training import training_util
+from tensorflow_estimator.python.estimator import util as estimator_util
 
 
 def test_packing_is_not_translated():
@@ -117,3 +121,119 @@ def test_gradients_are_computed_where_their_slices_are():
   for device in devices:
     assert any(op.type == "Cos" and op.device == device for op in made)
   assert {op.device for op in made} == set(devices)
+
+
+def made(value, **options):
+  return tf.constant(value, **options).op
+
+
+@pytest.mark.parametrize("value", [3, -2.5, [1, 2], (0, 1), [0.1, 0.2], []])
+def test_equal_constants_are_one(value):
+  first = made(value)
+  assert made(value) is first
+  assert made(tuple(value) if isinstance(value, list) else value) is first
+  with tf.Session() as session:
+    np.testing.assert_array_equal(
+        session.run(first.outputs[0]), np.array(value, np.float32)
+        if value == [] else tf.make_ndarray(tf.make_tensor_proto(value)))
+
+
+@pytest.mark.parametrize("one, other", [
+    ((3, {}), (3.0, {})), ((1, {}), (True, {})), ((0.0, {}), (-0.0, {})),
+    ((3, {}), ([3], {})), ((3, {}), (3, {"dtype": tf.int64})),
+    (([1, 2], {}), ([2, 1], {})), (([1, 2], {}), ([[1, 2]], {})),
+    ((1, {}), (1, {"shape": [2]})), (([1, 23], {}), ([12, 3], {}))])
+def test_other_constants_are_others(one, other):
+  first, second = made(one[0], **one[1]), made(other[0], **other[1])
+  assert first is not second
+  with tf.Session() as session:
+    values = [session.run(c.outputs[0]) for c in (first, second)]
+  assert len({(v.dtype, repr(v)) for v in values}) == 2
+
+
+@pytest.mark.parametrize("place", [
+    lambda: tf.Graph().as_default(), lambda: tf.device("cpu:1"),
+    lambda: tf.control_dependencies([tf.no_op()]),
+    lambda: tf.get_default_graph().colocate_with(tf.no_op())])
+def test_constants_are_shared_within_a_place(place):
+  outside = made(7)
+  with place():
+    inside = made(7)
+    assert inside is not outside
+  assert made(7) is outside
+
+
+def test_constants_of_a_loop_are_its_own(loops_of_t5):
+  seen = [made(1)]
+
+  def body(i):
+    seen.append(made(1))
+    assert made(1) is seen[-1]
+    return i + 1
+
+  count = tf.while_loop(lambda i: i < 5, body, [0])
+  seen.append(made(1))
+  assert seen[0] is seen[2] is not seen[1]
+  with tf.Session() as session:
+    assert session.run(count) == 5
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), "name", list(range(9))])
+def test_what_may_be_large_is_not_shared(value):
+  assert made(value) is not made(value)
+
+
+def test_names_of_scopes_are_numbered_as_before():
+  # What is inside a scope starts anew when that scope is opened again, by its
+  # name; beside it, by default names, the count goes on.
+  names = []
+  for _ in range(2):
+    with tf.variable_scope("outer", reuse=tf.AUTO_REUSE):
+      for _ in range(2):
+        with tf.variable_scope(None, default_name="inner"):
+          names.append(tf.get_variable_scope().name)
+    with tf.variable_scope(None, default_name="beside"):
+      names.append(tf.get_variable_scope().name)
+  assert names == ["outer/inner", "outer/inner_1", "beside",
+                   "outer/inner", "outer/inner_1", "beside_1"]
+
+
+# As a Scaffold is by default, and as mesh_tensorflow makes it for prediction.
+@pytest.mark.parametrize("local_init_op", [
+    lambda: None, tf.train.Scaffold.default_local_init_op])
+@pytest.mark.parametrize("data", [tf.data, tf.compat.v2.data])
+def test_data_is_read_before_it_is_asked_for(local_init_op, data):
+  read = threading.Event()
+
+  def tell(x):
+    read.set()
+    return x
+
+  def made():
+    table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+            tf.range(5, dtype=tf.int64), tf.range(5, dtype=tf.int64) * 10), -1)
+    return data.Dataset.range(5).map(
+        lambda x: tf.numpy_function(tell, [table.lookup(x)], tf.int64)
+    ).prefetch(1)
+
+  with tf.Graph().as_default():
+    features, labels, hooks = estimator_util.parse_input_fn_result(made())
+    assert labels is None
+    creator = tf.train.ChiefSessionCreator(
+        tf.train.Scaffold(local_init_op=local_init_op()))
+    with tf.train.MonitoredSession(creator, hooks=hooks) as session:
+      assert read.wait(timeout=30)
+      # The table was filled before it was read.
+      assert [session.run(features) for _ in range(5)] == [0, 10, 20, 30, 40]
+
+
+def test_graph_is_written(tmp_path):
+  with tf.Graph().as_default() as graph:
+    tf.constant(1.5, name="one_and_a_half")
+  training_util.write_graph(graph.as_graph_def(), str(tmp_path), "g.pbtxt")
+  for thread in threading.enumerate():
+    if thread is not threading.current_thread() and not thread.daemon:
+      thread.join()
+  assert text_format.Parse(
+      (tmp_path / "g.pbtxt").read_text(), tf.GraphDef()) == graph.as_graph_def()

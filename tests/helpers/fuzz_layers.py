@@ -27,7 +27,7 @@ import gin
 import mesh_tensorflow as mtf
 import numpy as np
 import tensorflow.compat.v1 as tf
-from fuzz_values import Generator, Line, each
+from helpers.fuzz_values import Generator, Line, each
 from mesh_tensorflow.transformer import transformer
 
 from switch_mtf import errors

@@ -1,15 +1,10 @@
-"""What lets a run start sooner: patches of switch_mtf/compat.py."""
+"""What is decided before TensorFlow is imported."""
 
 import subprocess
 import sys
-import threading
 
 import pytest
-import tensorflow.compat.v1 as tf
-from conftest import ROOT
-from google.protobuf import text_format
-from tensorflow.python.training import training_util
-from tensorflow_estimator.python.estimator import util as estimator_util
+from helpers.graphs import ROOT
 
 LATE = ("scipy.stats", "sklearn", "sklearn.metrics", "pandas", "pyglove",
         "rouge_score.rouge_scorer", "tensorflow_hub")
@@ -53,44 +48,3 @@ def test_garbage_is_collected_after_the_import():
           "from switch_mtf import upstream\nassert gc.isenabled() == on")
   for state in ("on", "off"):
     subprocess.run([sys.executable, "-c", code, state], cwd=ROOT, check=True)
-
-
-# As a Scaffold is by default, and as mesh_tensorflow makes it for prediction.
-@pytest.mark.parametrize("local_init_op", [
-    lambda: None, tf.train.Scaffold.default_local_init_op])
-@pytest.mark.parametrize("data", [tf.data, tf.compat.v2.data])
-def test_data_is_read_before_it_is_asked_for(local_init_op, data):
-  read = threading.Event()
-
-  def tell(x):
-    read.set()
-    return x
-
-  def made():
-    table = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(
-            tf.range(5, dtype=tf.int64), tf.range(5, dtype=tf.int64) * 10), -1)
-    return data.Dataset.range(5).map(
-        lambda x: tf.numpy_function(tell, [table.lookup(x)], tf.int64)
-    ).prefetch(1)
-
-  with tf.Graph().as_default():
-    features, labels, hooks = estimator_util.parse_input_fn_result(made())
-    assert labels is None
-    creator = tf.train.ChiefSessionCreator(
-        tf.train.Scaffold(local_init_op=local_init_op()))
-    with tf.train.MonitoredSession(creator, hooks=hooks) as session:
-      assert read.wait(timeout=30)
-      # The table was filled before it was read.
-      assert [session.run(features) for _ in range(5)] == [0, 10, 20, 30, 40]
-
-
-def test_graph_is_written(tmp_path):
-  with tf.Graph().as_default() as graph:
-    tf.constant(1.5, name="one_and_a_half")
-  training_util.write_graph(graph.as_graph_def(), str(tmp_path), "g.pbtxt")
-  for thread in threading.enumerate():
-    if thread is not threading.current_thread() and not thread.daemon:
-      thread.join()
-  assert text_format.Parse(
-      (tmp_path / "g.pbtxt").read_text(), tf.GraphDef()) == graph.as_graph_def()

@@ -1,0 +1,225 @@
+"""Refuses in gin files what gin itself would accept without a word.
+
+gin binds whatever it is told: a scope that nothing enters, a macro that nothing
+reads. Both do nothing, and the run silently differs from what was meant.
+"""
+
+from switch_mtf import upstream  # noqa: F401  isort:skip
+
+import os
+import re
+from collections.abc import Sequence
+
+from switch_mtf.errors import near
+from switch_mtf.gin_files import (
+    COMMAND_LINE,
+    DEFAULTS,
+    MTF_FOLDER,
+    T5_FOLDER,
+    Binding,
+    Macro,
+    Reference,
+    flat,
+    imports,
+    read,
+    unset_bindings,
+)
+
+# Scopes that T5, mesh_tensorflow and this project enter by name. Any other must
+# be that of a reference, as in `@train/schedule()`.
+SCOPES = frozenset({"attention", "decoder", "encoder", "student", "teacher"})
+
+# Names that belong to a folder. A file of layouts/ may bind nothing else, and
+# files of models/ and runs/ may not bind what belongs to another folder.
+LAYOUT = (r"utils\.run\.(mesh_|layout_)|precision\.|"
+          r"(utils\.)?(get_variable_dtype|tpu_mesh_shape)\.|"
+          r"(utils\.)?tpu_estimator_model_fn\.outer_batch_size")
+MODEL = (r"(Switch\w+|\w+Router|init_scale|DenseReluDense|transformer)\.|"
+         r"(d_model|d_ff|num_layers|num_heads|d_kv|num_experts)$")
+RUN = r"utils\.run\."
+
+# Old module -> the module that has its contents now.
+MOVED = {
+    "switch_mtf.compat": "switch_mtf.upstream",
+    "switch_mtf.layers.attention": "switch_mtf.kernels.attention",
+    "switch_mtf.layers.embedding": "switch_mtf.kernels.embedding",
+    "switch_mtf.layers.norm": "switch_mtf.kernels.norm",
+    "switch_mtf.matmuls": "switch_mtf.kernels.matmuls",
+    "switch_mtf.training.best": "switch_mtf.training.best_checkpoint",
+    "switch_mtf.training.blanks": "switch_mtf.comparison.blanks",
+    "switch_mtf.training.compare": "switch_mtf.comparison.compare",
+    "switch_mtf.training.distillation": "switch_mtf.distillation.loss",
+    "switch_mtf.training.distillation_report": "switch_mtf.distillation.report",
+    "switch_mtf.training.extension": "switch_mtf.training.model_fn",
+    "switch_mtf.training.logit_cache": "switch_mtf.distillation.logit_cache",
+    "switch_mtf.training.loop": "switch_mtf.training.phases",
+    "switch_mtf.training.optimizer": "switch_mtf.kernels.adafactor",
+    "switch_mtf.training.report": "switch_mtf.comparison.report",
+    "switch_mtf.training.student_init": "switch_mtf.distillation.student_init",
+}
+
+
+def check_run(
+    paths: Sequence[str], params: Sequence[str], folders: Sequence[str]
+) -> None:
+  """Raises ValueError for a mistake that gin would accept.
+
+  Args:
+    paths: values of --gin_file; T5's defaults come before them.
+    params: values of --gin_param.
+    folders: folders in which gin looks, besides the working directory.
+
+  Raises:
+    ValueError: naming the first mistake, with the nearest legal name.
+  """
+  bindings = read([DEFAULTS, *paths], params, folders)
+  phases = [path for b in bindings if b.name.endswith("train_then.phases")
+            for path in flat(b.value)]
+  later = read(phases, [], folders)
+  for statement in imports([*paths, *phases], folders):
+    check_module(statement.module, statement.place)
+  _check_selectors([*bindings, *later])
+  check_scopes(bindings)
+  check_folders(bindings)
+  check_macros(bindings)
+  check_command_line([*bindings, *later])
+
+
+def check_module(name: str, place: str) -> None:
+  """Raises ValueError for a module that has moved.
+
+  Args:
+    name: full name of the module.
+    place: where it is named: file and line, or a flag.
+
+  Raises:
+    ValueError: naming the module's new place.
+  """
+  if name in MOVED:
+    raise ValueError(
+        "gin: a module must be named by its present place, with "
+        f"module={name}, place now={MOVED[name]}. Correct it in {place}.")
+
+
+def _check_selectors(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a name with a module that has moved."""
+  for binding in bindings:
+    names = [binding.name.rpartition(".")[0], *(
+        value.removesuffix("()").rsplit("/", 1)[-1]
+        for value in flat(binding.value) if isinstance(value, Reference))]
+    for name in names:
+      check_module(name.rpartition(".")[0], binding.place)
+
+
+def check_scopes(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a scope that nothing enters.
+
+  Args:
+    bindings: bindings in order; those of mesh_tensorflow's and T5's files may
+      have any scope.
+
+  Raises:
+    ValueError: naming the first such scope, and the nearest legal ones.
+  """
+  legal = set(SCOPES)
+  for binding in bindings:
+    for value in flat(binding.value):
+      if isinstance(value, Reference):
+        legal |= set(value.split("/")[:-1])
+  for binding in _ours(bindings):
+    for scope in filter(None, binding.scope.split("/")):
+      if scope not in legal:
+        raise ValueError(
+            f"gin: a scope must be one that is entered, with scope={scope}"
+            f"{near(scope, legal)}, binding={binding.scope}/{binding.name}. "
+            f"Correct it in {binding.place}.")
+
+
+def check_folders(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a binding in the wrong folder.
+
+  Args:
+    bindings: bindings in order; mesh_tensorflow's and T5's files may have any.
+
+  Raises:
+    ValueError: naming the first such binding, and its folder.
+  """
+  for binding in _ours(bindings):
+    kind = os.path.basename(os.path.dirname(binding.file))
+    right = _right_folder(binding.name, kind)
+    if right != kind:
+      raise ValueError(
+          f"gin: a file of {kind}/ must not bind what belongs to {right}/, "
+          f"with binding={binding.name}. Move it from {binding.place} to a "
+          f"file of {right}/ or of experiments/.")
+
+
+def _ours(bindings: Sequence[Binding]) -> list[Binding]:
+  """Returns the bindings that are not from files of upstream."""
+  return [b for b in bindings
+          if not b.file.startswith((MTF_FOLDER, T5_FOLDER))]
+
+
+def _right_folder(name: str, kind: str) -> str:
+  """Returns the folder of a binding; `kind` if it is legal there."""
+  if kind not in ("models", "layouts", "runs"):
+    return kind
+  if re.match(LAYOUT, name):
+    return "layouts"
+  if kind != "models" and re.match(MODEL, name):
+    return "models"
+  if kind == "layouts" or (kind == "models" and re.match(RUN, name)):
+    return "runs"
+  return kind
+
+
+def check_macros(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a required binding or a macro without a value.
+
+  Args:
+    bindings: all bindings of a run, in order.
+
+  Raises:
+    ValueError: naming all required bindings, or the first macro.
+  """
+  missing = unset_bindings(bindings)
+  if missing:
+    names = ", ".join(sorted(b.name for b in missing))
+    example = missing[0]
+    raise ValueError(
+        f"gin: every required value must be set, with unset={names}; required "
+        f"by {example.place}. Set it in a file that comes later, or with "
+        f"--gin_param=\"{example.name} = ...\".")
+  macros = {"/".join(filter(None, (b.scope, b.name)))
+            for b in bindings if b.is_macro}
+  for binding in bindings:
+    for value in flat(binding.value):
+      # A macro with a dot is a constant of some module.
+      if isinstance(value, Macro) and "." not in value and value not in macros:
+        raise ValueError(
+            f"gin: a macro must have a value, with macro={value}"
+            f"{near(value, macros)}. Correct it in {binding.place}, or set it "
+            f"with --gin_param=\"{value} = ...\".")
+
+
+def check_command_line(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a macro of --gin_param that nothing uses.
+
+  A macro of a file may be for some models only; a macro on the command line is
+  meant to change something.
+
+  Args:
+    bindings: bindings of a run, and of the phases that follow it.
+
+  Raises:
+    ValueError: naming the first such macro, and the nearest that are used.
+  """
+  used = {value for binding in bindings for value in flat(binding.value)
+          if isinstance(value, Macro)}
+  for binding in bindings:
+    if (binding.file == COMMAND_LINE and binding.is_macro
+        and binding.name not in used):
+      raise ValueError(
+          "gin: a macro of --gin_param must be used, with "
+          f"macro={binding.name}{near(binding.name, used)}. Correct it, or "
+          "leave it out.")

@@ -1,24 +1,23 @@
 """Trains, evaluates, decodes and scores: T5's command with Switch layers.
 
-Takes the flags of `t5_mesh_transformer` and does what that does, with our
-layers and tasks registered, gin files found from this folder, and readable
-output:
+Takes the flags of `t5_mesh_transformer` and does the same, but registers our
+layers and tasks, finds gin files from this folder, and prints readable output:
 
-  python run_t5.py                                   the demo
+  python run_t5.py                                   runs the demo
   python run_t5.py --gin_file=gin/experiments/X.gin --model_dir=DIR
-  python run_t5.py --explain --gin_file=...          what it comes to; stops
-  python run_t5.py --help                            T5's flags
+  python run_t5.py --explain --gin_file=...          prints the configuration
+  python run_t5.py --help                            prints T5's flags
 
-Errors that a user can mend are printed without a traceback; `--verbosity=0`
-(the log level INFO) brings back the traceback and TensorFlow's log.
+Errors that a user can fix are printed without a traceback. `--verbosity=0` (log
+level INFO) shows the traceback and TensorFlow's log.
 """
 
 import importlib
 import os
 import sys
 
-# TensorFlow's C++ side reports as errors that there is no GPU. Not setdefault:
-# TensorFlow itself leaves a value here for the processes that it starts.
+# TensorFlow's C++ code reports a missing GPU as an error. Not setdefault:
+# TensorFlow itself sets this variable for the processes that it starts.
 if not any(flag.startswith("--verbosity") for flag in sys.argv):
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -44,14 +43,15 @@ DEMO_FLAGS = ["--gin_file=gin/experiments/demo.gin", "--model_dir=runs/demo"]
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool(
-    "explain", False, "Print what the gin files come to, write nothing, stop.")
+    "explain", False,
+    "Print the resolved configuration and exit; write nothing.")
 
 
 def main(argv: list[str]) -> None:
-  """Runs T5's main with everything of ours in place.
+  """Runs T5's main with our checks, extensions and reports.
 
   Args:
-    argv: what is left of the command line after the flags.
+    argv: command line without its flags.
   """
   _set_log_level()
   try:
@@ -74,31 +74,31 @@ def main(argv: list[str]) -> None:
 
 
 def _set_log_level() -> None:
-  """Leaves our own lines on the screen, unless a log level was asked for."""
+  """Shows only our own lines, unless a log level is given."""
   if FLAGS["verbosity"].present:
     tf.logging.set_verbosity(logging.converter.absl_to_standard(
         FLAGS.verbosity))
     return
   logging.set_verbosity(logging.ERROR)
-  # gin reports as an error each folder in which it does not find a file.
+  # gin logs an error for each folder in which it does not find a file.
   logging.get_absl_handler().addFilter(
       lambda record: "Path not found" not in record.getMessage())
 
 
 def _prepare(argv: list[str]) -> None:
-  """Checks what can be checked at once, and installs our extension."""
+  """Checks flags and gin files, and installs our extension."""
   if argv[1:]:
     raise ValueError(
         "run_t5: every argument must be a flag, with "
         f"argument={argv[1]}. Write --gin_file=... or --model_dir=....")
   if not FLAGS.gin_file:
     raise ValueError(
-        "run_t5: --gin_file must be given with other flags, with "
+        "run_t5: --gin_file must be given when other flags are given, with "
         "gin_file=None. Add --gin_file=gin/experiments/demo.gin or another.")
   if not FLAGS["model_dir"].present:
     raise ValueError(
         "run_t5: --model_dir must be given, with model_dir=None. Add "
-        "--model_dir=runs/NAME or another folder, for checkpoints and figures.")
+        "--model_dir=runs/NAME or another folder, for checkpoints and metrics.")
   folders = [ROOT, gin_files.T5_FOLDER, *FLAGS.gin_location_prefix]
   guards.check_gin_files(FLAGS.gin_file, folders)
   for name in FLAGS.module_import or []:
@@ -113,8 +113,8 @@ def _prepare(argv: list[str]) -> None:
 
 
 def _explanation() -> str:
-  """The resolved configuration of the run, in words."""
-  from switch_mtf.planning import explain, plan  # costs a run's start nothing
+  """Returns the resolved configuration of the run, in words."""
+  from switch_mtf.planning import explain, plan  # not needed to start a run
   for name in FLAGS.module_import or []:
     importlib.import_module(name)
   found = plan.plan(FLAGS.gin_file, FLAGS.gin_param or [],
@@ -125,12 +125,12 @@ def _explanation() -> str:
 
 
 def console_entry_point() -> None:
-  """Runs `main` as T5's entry point runs T5's."""
+  """Runs `main` in the way that T5's entry point runs its own main."""
   if len(sys.argv) == 1:
     sys.argv += DEMO_FLAGS
   tf.logging.set_verbosity(tf.logging.ERROR)
   tf.disable_v2_behavior()
-  fixes.use_resource_variables()  # disable_v2_behavior turned them off
+  fixes.use_resource_variables()  # disable_v2_behavior turns them off
   app.run(main)
 
 

@@ -82,13 +82,14 @@ SWITCH = {"encoder/layer_001/SwitchFFN/wi/kernel": [2, 4, 8],
 
 @pytest.mark.parametrize("stored, wanted, texts", [
     (DENSE, SWITCH,
-     ["missing there (2): encoder/layer_001/SwitchFFN/router/kernel",
-      "only there (1): encoder/layer_001/DenseReluDense/wi/kernel",
+     ["missing in checkpoint (2): encoder/layer_001/SwitchFFN/router/kernel",
+      "only in checkpoint (1): encoder/layer_001/DenseReluDense/wi/kernel",
       "a dense model's checkpoint, and a Switch model now"]),
     (SWITCH, DENSE, ["a Switch model's checkpoint, and a dense model now"]),
     (SWITCH, {**SWITCH, "encoder/layer_001/SwitchFFN/router/kernel": [4, 3]},
      ["different shapes (1): encoder/layer_001/SwitchFFN/router/kernel is "
-      "[4, 2] there and [4, 3] here", "SwitchFFN.num_experts differs"]),
+      "[4, 2] in the checkpoint and [4, 3] in the model",
+      "SwitchFFN.num_experts differs"]),
     ({"shared/embedding": [10, 4]}, {"shared/embedding": [12, 4]},
      ["another vocabulary, or d_model differs"]),
     ({"a": [1]}, {"a": [1], "a_slot_v": [1]}, ["another utils.run.optimizer"]),

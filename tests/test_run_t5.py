@@ -200,7 +200,8 @@ def test_fine_tuning_starts_from_the_checkpoint(trained, tmp_path):
   assert names and all(np.array_equal(before[n], after[n]) for n in names)
   assert (f"init_checkpoint: {len(names)} of {len(names)} weights and "
           f"{len(before) - len(names)} optimizer slots from "
-          f"{trained[0]}/model.ckpt-{STEPS}; the step goes on") in done.stderr
+          f"{trained[0]}/model.ckpt-{STEPS}; the step count continues"
+          ) in done.stderr
   config = (tmp_path / "operative_config.gin").read_text()
   assert re.search(r"^expert_dropout_rate = 0.4$", config, re.MULTILINE)
   assert "SwitchFFN.dropout_rate = %expert_dropout_rate" in config
@@ -258,7 +259,7 @@ def test_another_models_checkpoint_is_refused_and_kept(trained):
   assert done.returncode == 1
   assert "must be of this model" in done.stderr
   assert ("decoder/block_000/layer_002/SwitchFFN/router/kernel is [16, 4] "
-          "there and [16, 8] here") in done.stderr
+          "in the checkpoint and [16, 8] in the model") in done.stderr
   assert "SwitchFFN.num_experts differs" in done.stderr
   assert "Traceback" not in done.stderr
   after = [name for name in sorted(os.listdir(trained[0]))

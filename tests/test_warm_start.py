@@ -40,12 +40,12 @@ def told(run, **shapes):
 def test_everything_is_taken_over(run):
   assert told(run, a=[2], b=[3], b_slot_v=[3]) == [
       "init_checkpoint: 2 of 2 weights and 1 optimizer slots from "
-      f"{run.init_checkpoint}; the step goes on"]
+      f"{run.init_checkpoint}; the step count continues"]
 
 
 def test_what_has_no_counterpart_is_named(run):
   assert told(run, a=[2], c=[1], c_slot_v=[1])[1:] == [
-      "init_checkpoint: new here (1): c",
+      "init_checkpoint: new in the run (1): c",
       "init_checkpoint: not taken over (1): b"]
 
 
@@ -53,15 +53,16 @@ def test_what_is_left_out_is_named(run):
   run = dataclasses.replace(run, init_variable_filter="^(?!global_step|b)")
   assert told(run, a=[2], b=[3], b_slot_v=[3]) == [
       "init_checkpoint: 1 of 2 weights and 0 optimizer slots from "
-      f"{run.init_checkpoint}; the step counts from 0",
-      "init_checkpoint: new here (1): b",
+      f"{run.init_checkpoint}; the step count starts at 0",
+      "init_checkpoint: new in the run (1): b",
       "init_checkpoint: not taken over (2): b, global_step"]
 
 
 def test_another_model_is_refused(run):
   with pytest.raises(ValueError, match=(
       "run_t5: init_checkpoint must have weights of this model, with weights "
-      r"in common=0 of 1, init_checkpoint=.*; only there \(2\): a, b.")):
+      r"in common=0 of 1, init_checkpoint=.*; only in checkpoint \(2\): "
+      "a, b.")):
     told(run, c=[1])
 
 

@@ -1,9 +1,9 @@
-"""The best checkpoint of each task, as the paper reports fine-tuning.
+"""Finds the best checkpoint of each task, as the paper reports fine-tuning.
 
-T5's evaluation scores checkpoints one by one and leaves it at that. Each task
-has a step of its own at which it was best, by the mean of its metrics; a
-mixture is as good as its tasks are on average. Runs of `gin/runs/finetune.gin`
-keep all checkpoints, so that the best are among them.
+T5's evaluation scores checkpoints one by one but does not compare them. Each
+task has its own best step, by the mean of its metrics; the score of a mixture
+is the mean over its tasks. Runs of `gin/runs/finetune.gin` keep all
+checkpoints, so the best of them still exist.
 """
 
 import collections
@@ -20,10 +20,10 @@ BEST_FILE = "best.json"
 
 
 def scores(model_dir: str) -> dict[str, dict[int, dict[str, float]]]:
-  """What T5's evaluations of a run have found.
+  """Reads the scores of T5's evaluations of a run.
 
   Args:
-    model_dir: of the run.
+    model_dir: folder of the run.
 
   Returns:
     Task -> step -> metric -> value.
@@ -38,10 +38,10 @@ def scores(model_dir: str) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def best(model_dir: str) -> dict[str, dict[str, Any]]:
-  """The best step of each task; of equally good ones the first.
+  """Returns the best step of each task; of equally good steps, the first.
 
   Args:
-    model_dir: of the run.
+    model_dir: folder of the run.
 
   Returns:
     Task -> {"step", "score": mean of the metrics, "metrics"}.
@@ -57,10 +57,10 @@ def best(model_dir: str) -> dict[str, dict[str, Any]]:
 
 
 def report(model_dir: str) -> None:
-  """Writes `best.json` and prints a line a task, if there is anything new.
+  """Writes `best.json` and prints one line per task, if anything is new.
 
   Args:
-    model_dir: of the run.
+    model_dir: folder of the run.
   """
   found = best(model_dir)
   path = os.path.join(model_dir, BEST_FILE)
@@ -78,5 +78,6 @@ def report(model_dir: str) -> None:
 
 
 def _read(path: str) -> Any:
+  """Reads a JSON file."""
   with tf.io.gfile.GFile(path) as f:
     return json.load(f)

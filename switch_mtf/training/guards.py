@@ -1,4 +1,4 @@
-"""Refuses a run that cannot work, before it costs time, in words that help."""
+"""Refuses a run that cannot work before it costs time, and says why."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ def check_gin_files(paths: list[str], search_paths: list[str]) -> None:
   """Raises ValueError if a gin file is missing or unreadable.
 
   Args:
-    paths: as given by --gin_file.
-    search_paths: folders in which gin looks, besides the working directory.
+    paths: values of --gin_file.
+    search_paths: folders that gin searches besides the working directory.
   """
   for path in paths:
     places = [path, *(os.path.join(folder, path) for folder in search_paths)]
@@ -37,7 +37,7 @@ def check_gin_files(paths: list[str], search_paths: list[str]) -> None:
 
 
 def _nearest_file(path: str, search_paths: list[str]) -> str:
-  """', nearest: a.gin, b.gin' among the gin files of the search paths."""
+  """Returns ', nearest: a.gin, b.gin', from the gin files of the folders."""
   known = []
   for folder in search_paths:
     for root, _, names in os.walk(folder):
@@ -47,9 +47,10 @@ def _nearest_file(path: str, search_paths: list[str]) -> str:
 
 
 def check_model_dir(model_dir: str) -> None:
-  """Raises ValueError unless files can be made in `model_dir`.
+  """Raises ValueError unless files can be written in `model_dir`.
 
-  A directory that did not exist is left behind only if that works.
+  Creates the folder if it does not exist, and removes it again if the test file
+  cannot be written.
   """
   if "://" in model_dir:
     return
@@ -70,12 +71,13 @@ def check_model_dir(model_dir: str) -> None:
 def check_room(
     model_dir: str, variables: list[tf.Variable], keep: int | None
 ) -> None:
-  """Raises ValueError unless the checkpoints that are kept will fit.
+  """Raises ValueError unless the disk has room for the checkpoints of a run.
 
   Args:
-    model_dir: where they go.
-    variables: what a checkpoint holds.
-    keep: checkpoints kept; None keeps all, of which two are demanded here.
+    model_dir: folder of the run.
+    variables: variables that a checkpoint holds.
+    keep: number of checkpoints that the run keeps. None keeps all; this check
+      then asks for room for two.
   """
   if "://" in model_dir:
     return
@@ -84,7 +86,7 @@ def check_room(
   already = 0 if keep is None else sum(
       os.path.getsize(os.path.join(model_dir, name))
       for name in os.listdir(model_dir) if name.startswith("model.ckpt"))
-  # One more than is kept exists while the oldest is about to go.
+  # The oldest checkpoint is deleted only after the newest is written.
   need = size * ((keep or 1) + 1) - already
   free = shutil.disk_usage(model_dir).free
   if need > free:
@@ -100,8 +102,8 @@ def check_checkpoint(model_dir: str, variables: list[tf.Variable]) -> None:
   """Raises ValueError if `model_dir` holds another model's checkpoint.
 
   Args:
-    model_dir: of the run.
-    variables: of the model's graph.
+    model_dir: folder of the run.
+    variables: variables of the model's graph.
   """
   checkpoint = tf.train.latest_checkpoint(model_dir)
   if checkpoint is None:
@@ -113,8 +115,8 @@ def check_checkpoint(model_dir: str, variables: list[tf.Variable]) -> None:
     return "_slot_" in name, name
 
   missing = sorted(set(wanted) - set(stored), key=weights_first)
-  wrong = [f"{name} is {stored[name]} there and {wanted[name]} here"
-           for name in sorted(wanted, key=weights_first)
+  wrong = [f"{name} is {stored[name]} in the checkpoint and {wanted[name]} in "
+           "the model" for name in sorted(wanted, key=weights_first)
            if name in stored and list(stored[name]) != wanted[name]]
   if not missing and not wrong:
     return
@@ -122,20 +124,20 @@ def check_checkpoint(model_dir: str, variables: list[tf.Variable]) -> None:
                  if "_slot_" not in name)
   differences = "".join(
       f"; {counted(what, names, MAX_NAMES)}" for what, names in (
-          ("different shapes", wrong), ("missing there", missing),
-          ("only there", extra)) if names)
+          ("different shapes", wrong), ("missing in checkpoint", missing),
+          ("only in checkpoint", extra)) if names)
   raise ValueError(
       "run_t5: the checkpoint in --model_dir must be of this model, with "
       f"checkpoint={checkpoint}{differences}. "
-      f"{_likely_cause(missing, extra, wrong)} Give this model another "
-      "--model_dir, or the gin files that wrote "
+      f"{_likely_cause(missing, extra, wrong)} Choose another "
+      "--model_dir, or give the gin files of the run that wrote "
       f"{os.path.join(model_dir, 'operative_config.gin')}.")
 
 
 def _likely_cause(
     missing: list[str], extra: list[str], wrong: list[str]
 ) -> str:
-  """One sentence on what usually makes such a difference."""
+  """Returns a sentence that names the usual cause of such a difference."""
   def any_in(names, part):
     return any(part in name for name in names)
 

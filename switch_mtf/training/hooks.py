@@ -1,4 +1,4 @@
-"""Session hooks of a training run: progress, measurements, a clean stop."""
+"""Session hooks of a training run: progress, metrics, speed, clean stop."""
 
 import signal
 import sys
@@ -9,12 +9,12 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf.training import metrics
 
-FIRST_HEAT_MAP = 16  # records
+FIRST_HEAT_MAP = 16  # number of records
 INTERRUPTED = 130  # the exit code that a shell reports after Ctrl-C
 
 
 def duration(seconds: float) -> str:
-  """'3 h 05 min', '4 min 10 s' or '12 s'."""
+  """Returns the time as '3 h 05 min', '4 min 10 s' or '12 s'."""
   minutes, secs = divmod(int(round(seconds)), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:
@@ -23,12 +23,11 @@ def duration(seconds: float) -> str:
 
 
 class ProgressHook(tf.estimator.SessionRunHook):
-  """Prints progress, and records loss, speed and the layers' metrics.
+  """A hook that prints progress and records loss, speed and layers' metrics.
 
   The loss of a record is the mean over the steps since the last record, or
-  since the run was started again; the
-  layers' metrics are those of the record's own step, so that the other steps
-  need not compute them.
+  since the run was resumed. The layers' metrics are those of the record's own
+  step, so that the other steps need not compute them.
   """
 
   def __init__(
@@ -38,13 +37,13 @@ class ProgressHook(tf.estimator.SessionRunHook):
     """Records its arguments.
 
     Args:
-      model_dir: where to write.
-      loss: of the step, a scalar.
-      layer_metrics: name to tensor.
-      tokens_per_step: tokens that a step reads.
-      train_steps: the last step, if known.
-      record_steps: steps between records.
-      print_seconds: seconds between lines.
+      model_dir: folder to write to.
+      loss: scalar, the loss of the step.
+      layer_metrics: name of a metric to its tensor.
+      tokens_per_step: number of tokens that a step reads.
+      train_steps: last step of the run, or None if it is not known.
+      record_steps: number of steps between records.
+      print_seconds: seconds between printed lines.
     """
     self._model_dir = model_dir
     self._loss = loss
@@ -67,14 +66,14 @@ class ProgressHook(tf.estimator.SessionRunHook):
     self._writer = tf.summary.FileWriterCache.get(self._model_dir)
 
   def before_run(self, run_context):
-    """Asks for the loss, and for the layers' metrics when they are due."""
+    """Fetches the loss, and the layers' metrics when a record is due."""
     fetches = {"loss": self._loss}
     if self._due(self._step + 1):
       fetches["layers"] = self._layer_metrics
     return tf.estimator.SessionRunArgs(fetches)
 
   def after_run(self, run_context, run_values):
-    """Counts the step; writes and prints what is due."""
+    """Counts the step; writes a record and prints a line when due."""
     self._step += 1
     self._losses.append(float(run_values.results["loss"]))
     if "layers" in run_values.results:
@@ -88,9 +87,11 @@ class ProgressHook(tf.estimator.SessionRunHook):
     self._writer.flush()
 
   def _due(self, step: int) -> bool:
+    """Returns whether a step has a record."""
     return step % self._record_steps == 0 or step == self._train_steps
 
   def _record(self, layers: dict[str, np.ndarray]) -> None:
+    """Writes a record to `metrics.jsonl` and TensorBoard."""
     now = time.time()
     steps, seconds = self._step - self._recorded[0], now - self._recorded[1]
     self._last_loss = float(np.mean(self._losses))
@@ -102,7 +103,8 @@ class ProgressHook(tf.estimator.SessionRunHook):
         self._writer, {k: v for k, v in record.items() if k != "step"},
         self._step)
     self._records += 1
-    # A heat map shows the whole run, so each is worth the ones before it.
+    # Each heat map shows the whole run, so few are needed: they are drawn when
+    # the number of records has doubled.
     doubled = self._records >= FIRST_HEAT_MAP and (
         self._records & (self._records - 1) == 0)
     if layers and (doubled or self._step == self._train_steps):
@@ -112,6 +114,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
     self._losses = []
 
   def _print(self) -> None:
+    """Prints step, loss, speed and the time left, unless no step is done."""
     now = time.time()
     steps, seconds = self._step - self._start[0], now - self._start[1]
     self._printed = now
@@ -119,7 +122,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
       return
     loss = np.mean(self._losses) if self._losses else self._last_loss
     of, left = "", ""
-    # Flags of the model API may ask for more steps than gin says.
+    # The flags of the model API may ask for more steps than gin binds.
     if self._train_steps and self._step <= self._train_steps:
       of = f"/{self._train_steps:,}"
       remaining = (self._train_steps - self._step) * seconds / steps
@@ -130,30 +133,30 @@ class ProgressHook(tf.estimator.SessionRunHook):
 
 
 class EvaluationSpeedHook(tf.estimator.SessionRunHook):
-  """Records the speed of an evaluation: of the forward pass."""
+  """A hook that records the speed of an evaluation: the forward pass."""
 
   def __init__(self, model_dir: str, tokens_per_step: int):
     """Records its arguments.
 
     Args:
-      model_dir: where to write.
-      tokens_per_step: tokens that a batch has, with padding.
+      model_dir: folder to write to.
+      tokens_per_step: number of tokens in a batch, including padding.
     """
     self._model_dir = model_dir
     self._tokens_per_step = tokens_per_step
 
   def after_create_session(self, session, coord):
-    """Notes which checkpoint it is; starts the clock."""
+    """Notes the step of the checkpoint; starts the clock."""
     del coord
     self._step = session.run(tf.train.get_global_step())
     self._times = [time.perf_counter()]
 
   def after_run(self, run_context, run_values):
-    """Notes the time."""
+    """Notes the time at which the batch was done."""
     self._times.append(time.perf_counter())
 
   def end(self, session):
-    """Writes the median, which the first batch does not matter to."""
+    """Writes the speed of the median batch; a slow first one hardly counts."""
     seconds = np.median(np.diff(self._times))
     metrics.append(self._model_dir, {
         "kind": "eval_speed", "step": self._step,
@@ -161,35 +164,36 @@ class EvaluationSpeedHook(tf.estimator.SessionRunHook):
 
 
 class StopHook(tf.estimator.SessionRunHook):
-  """Turns SIGTERM and Ctrl-C into a stop after the step, with a checkpoint.
+  """A hook that stops after the current step on SIGTERM or Ctrl-C.
 
-  A second Ctrl-C stops at once.
+  The run then saves a checkpoint. A second Ctrl-C stops at once.
 
   Attributes:
-    stopped: whether the last training of this process was stopped so.
+    stopped: whether a signal stopped the last training of this process.
   """
 
   stopped = False
 
   def begin(self):
-    """Takes over the signals."""
+    """Installs the handlers of the signals."""
     StopHook.stopped = False
     self._before = {
         number: signal.signal(number, self._stop)
         for number in (signal.SIGTERM, signal.SIGINT)}
 
   def after_run(self, run_context, run_values):
-    """Asks the session to end if a signal came."""
+    """Asks the session to end if a signal has arrived."""
     if self.stopped:
       run_context.request_stop()
 
   def end(self, session):
-    """Gives the signals back."""
+    """Restores the previous handlers."""
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
   def _stop(self, number, frame):
+    """Handles a signal; the next Ctrl-C raises KeyboardInterrupt."""
     print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping. "
-          "The same command goes on from there.", file=sys.stderr, flush=True)
+          "Run the same command to resume.", file=sys.stderr, flush=True)
     StopHook.stopped = True
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,7 @@
-"""Writes what a run measures: `metrics.jsonl` and TensorBoard.
+"""Writes the measurements of a run to `metrics.jsonl` and TensorBoard.
 
-`metrics.jsonl` in the model_dir holds one JSON object a line (some lines are
-empty), in the order in which they were measured:
+`metrics.jsonl` in the model_dir holds one JSON object per line (some lines are
+empty), in the order of measurement:
 
   {"kind": "train", "step": 300, "loss": 4.41, "tokens_per_second": 5120.0,
    "encoder/block_000/layer_001/expert_load": [0.07, ...], ...}
@@ -9,8 +9,8 @@ empty), in the order in which they were measured:
    "neg_log_perplexity": -4.33, ...}
   {"kind": "eval_speed", "step": 300, "tokens_per_second": 15230.0}
 
-A run that is resumed goes on in the same file; what an interrupted run wrote
-after its last checkpoint appears again, and the later line counts.
+A resumed run appends to the same file. Steps that an interrupted run recorded
+after its last checkpoint appear twice, and the later line counts.
 """
 
 import io
@@ -23,28 +23,28 @@ import tensorflow.compat.v1 as tf
 
 METRICS_FILE = "metrics.jsonl"
 LOAD = "expert_load"
-MAX_COLUMNS = 512  # of a heat map
+MAX_COLUMNS = 512  # in a heat map
 EVAL_FIGURES = ("neg_log_perplexity", "token_accuracy", "sequence_accuracy")
 
 
 def append(model_dir: str, record: dict[str, Any]) -> None:
-  """Adds one record to `metrics.jsonl`; arrays become lists."""
+  """Appends one record to `metrics.jsonl`; arrays become lists."""
   plain = {k: _plain(v) for k, v in record.items()}
-  # The newline comes first: a line that a killed run cut short stays alone.
+  # The newline comes first: it ends a line that a killed run cut short.
   with tf.io.gfile.GFile(os.path.join(model_dir, METRICS_FILE), "a") as f:
     f.write("\n" + json.dumps(plain))
 
 
 def read(model_dir: str, kind: str) -> list[dict[str, Any]]:
-  """Reads the records of one kind, sorted by step, the latest of each step.
+  """Reads the latest record of each step and name of one kind.
 
   Args:
-    model_dir: of the run.
-    kind: "train" or "eval".
+    model_dir: folder of the run.
+    kind: "train", "eval" or "eval_speed".
 
   Returns:
-    The records; none if there is no file. A last line cut short by a killed run
-      is left out.
+    The records, sorted by step; an empty list if there is no file. A line that
+    a killed run cut short is left out.
   """
   path = os.path.join(model_dir, METRICS_FILE)
   if not tf.io.gfile.exists(path):
@@ -62,10 +62,10 @@ def read(model_dir: str, kind: str) -> list[dict[str, Any]]:
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
-  """What TensorBoard draws as curves: the numbers of a record.
+  """Returns the numbers of a record, which TensorBoard draws as curves.
 
-  Of the vectors over experts only the load is there, as its extremes: all of
-  them stand in `metrics.jsonl`, and the load in `heat_maps`.
+  Among the vectors over experts, only the load is included, by its maximum and
+  minimum. `metrics.jsonl` holds all vectors, and `heat_maps` draws the load.
   """
   found = {}
   for name, value in record.items():
@@ -81,15 +81,16 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
 
 
 def heat_maps(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-  """Pictures of which experts were used when, one a layer.
+  """Computes, for each layer, the load of each expert over the run.
 
   Args:
-    records: of a run, by step.
+    records: training records of a run, sorted by step.
 
   Returns:
-    Name of the layer's load to float [experts, columns]: the share of the
-      tokens, over a fair share; a column is a record, or the mean of some where
-      there are many. Records of another number of experts are left out.
+    Name of the layer's load to float [experts, columns]: the expert's share of
+    the tokens, divided by a fair share. A column is one record, or the mean of
+    several if there are many. Records with another number of experts are left
+    out.
   """
   found = {}
   for name, value in records[-1].items() if records else ():
@@ -106,10 +107,10 @@ def write_heat_maps(
     writer: tf.summary.FileWriter, records: list[dict[str, Any]]
 ) -> None:
   """Writes `heat_maps` to TensorBoard: blue below a fair share, red above."""
-  import matplotlib.image  # a fifth of a second, after the first step
+  import matplotlib.image  # takes 0.2 s; imported here, after the first step
   values = []
   for name, load in heat_maps(records).items():
-    # As large as it takes to see something.
+    # Small pictures are enlarged, so that single experts and columns show.
     pixels = np.kron(load, np.ones([max(1, 128 // len(load)),
                                     max(1, 512 // load.shape[1])]))
     png = io.BytesIO()
@@ -127,7 +128,7 @@ def write_heat_maps(
 def write_scalars(
     writer: tf.summary.FileWriter, record: dict[str, Any], step: int
 ) -> None:
-  """Writes a record to TensorBoard."""
+  """Writes the `scalars` of a record to TensorBoard."""
   summary = tf.Summary(value=[
       tf.Summary.Value(tag=tag, simple_value=value)
       for tag, value in scalars(record).items()])
@@ -137,11 +138,11 @@ def write_scalars(
 def collect_evaluations(model_dir: str) -> list[dict[str, Any]]:
   """Copies new results of the Estimator's evaluations to `metrics.jsonl`.
 
-  The Estimator writes each evaluation into `<model_dir>/eval_<name>` and tells
-  nobody else.
+  The Estimator writes each evaluation to event files in
+  `<model_dir>/eval_<name>` only.
 
   Args:
-    model_dir: of the run.
+    model_dir: folder of the run.
 
   Returns:
     The records that were added.
@@ -167,7 +168,7 @@ def report_evaluations(model_dir: str) -> None:
 
 
 def read_events(directory: str) -> dict[int, dict[str, Any]]:
-  """Step -> tag -> number or array, over the event files of a directory."""
+  """Reads the event files of a folder: step -> tag -> number or array."""
   found: dict[int, dict[str, Any]] = {}
   pattern = os.path.join(directory, "events.out.*")
   for path in sorted(tf.io.gfile.glob(pattern)):
@@ -182,7 +183,7 @@ def read_events(directory: str) -> dict[int, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-  """Something that json can write; nine digits tell float32s apart."""
+  """Converts a value for JSON; nine digits tell any two float32s apart."""
   if isinstance(value, np.ndarray):
     return [_plain(v) for v in value.tolist()]
   if isinstance(value, (float, np.floating)):

@@ -1,14 +1,15 @@
-"""Puts the hooks, the seed and the guards around every model graph.
+"""Adds the hooks, the seed and the guards to every model graph.
 
-`run_t5.py` calls `install` once. What is done in which mode:
+`run_t5.py` calls `install` once. The additions by mode:
 
-  before the graph    the run's random seed; the dtype of the activations; how
-                      attention layers start
-  train               no line a step; progress, metrics.jsonl, TensorBoard; a
-                      clean stop; is there room for the checkpoints; what was
-                      taken over from another run
+  before the graph    the run's random seed; the dtype of the activations; the
+                      initialisation of attention layers
+  train               progress instead of a line per step, metrics.jsonl,
+                      TensorBoard; a clean stop; a check that the disk has room
+                      for the checkpoints; a report of the weights taken over
+                      from another run
   eval                the layers' metrics, averaged over the targets; speed
-  all                 does the checkpoint in model_dir belong to this model
+  all                 a check that the checkpoint in model_dir is of this model
 """
 
 import sys
@@ -30,14 +31,14 @@ def progress(
     record_steps: int = 100,
     print_seconds: float = 10.0,
 ) -> dict:
-  """How often a training run tells what it does.
+  """Sets how often a training run reports its progress.
 
   Args:
-    train_steps: the last step, for the time left. `gin/runs/` bind it to the
-      macro that `utils.run.train_steps` has.
-    record_steps: steps between two records in `metrics.jsonl` and TensorBoard.
-      A record costs about a step more, for the metrics of the layers.
-    print_seconds: seconds between two lines.
+    train_steps: last step of the run, from which the time left is computed.
+      The files of `gin/runs/` bind it to the macro of `utils.run.train_steps`.
+    record_steps: number of steps between two records in `metrics.jsonl` and
+      TensorBoard. A record costs about one more step, for the layers' metrics.
+    print_seconds: seconds between two printed lines.
 
   Returns:
     The arguments as a dict.
@@ -55,19 +56,19 @@ def progress(
 
 @gin.configurable
 def precision(activation_dtype: str | None = None) -> str | None:
-  """The dtype of activations, where there is no TPU too.
+  """Sets the dtype of activations, also on CPU and GPU.
 
-  T5's main binds `utils.get_variable_dtype.activation_dtype` to "float32" on
-  CPU and GPU, whatever the gin files say.
+  On CPU and GPU, T5's main binds `utils.get_variable_dtype.activation_dtype` to
+  "float32", whatever the gin files say.
 
   Args:
-    activation_dtype: "float32" or "bfloat16"; None leaves T5's choice.
+    activation_dtype: "float32" or "bfloat16"; None keeps T5's choice.
 
   Returns:
-    It.
+    The argument.
 
   Raises:
-    ValueError: if it is another.
+    ValueError: if `activation_dtype` has another value.
   """
   errors.require_one_of("precision", (None, "float32", "bfloat16"),
                 activation_dtype=activation_dtype)
@@ -75,10 +76,10 @@ def precision(activation_dtype: str | None = None) -> str | None:
 
 
 class TrainingExtension(seams.ModelFnExtension):
-  """See the module."""
+  """An extension that adds the parts that the module docstring lists."""
 
   def before_graph(self, run: seams.ModelRun) -> None:
-    """Seeds what TensorFlow itself draws; binds what T5 leaves no seam for."""
+    """Sets TensorFlow's seed, the activations' dtype and the initialisation."""
     if warm_start.begins_from_another(run):
       warm_start.check(run)
     dtype = precision()
@@ -91,12 +92,12 @@ class TrainingExtension(seams.ModelFnExtension):
   def explain(
       self, run: seams.ModelRun, error: Exception
   ) -> Exception | None:
-    """Rewrites errors about a mesh, or a checkpoint, that does not fit."""
+    """Returns a clearer error for a mesh or checkpoint that does not fit."""
     return (errors.explain_mesh_error(error, run.mesh_shape, run.layout_rules)
             or warm_start.explain(run, error))
 
   def finish(self, run: seams.ModelRun, spec):
-    """Adds what the mode needs; on TPU hooks cannot look into the step."""
+    """Adds the mode's parts; none on TPU, where hooks cannot see the step."""
     if run.model_dir:
       guards.check_checkpoint(run.model_dir, tf.global_variables())
     if run.use_tpu:
@@ -114,15 +115,15 @@ def install() -> None:
 
 
 def layer_metrics() -> dict[str, tf.Tensor]:
-  """What the layers of the default graph recorded, by name."""
+  """Returns the metrics that the default graph's layers recorded, by name."""
   return dict(tf.get_collection(summaries.METRICS_COLLECTION))
 
 
 def tell_loss_weights() -> None:
-  """Prints what the auxiliary losses weigh in the model's loss, all layers.
+  """Prints the total weight of each auxiliary loss in the model's loss.
 
-  They are added up over the layers. Where another code takes their mean, as
-  T5X does, the same coefficient is a weaker pull.
+  Auxiliary losses are summed over the layers. In code that takes their mean, as
+  T5X does, the same coefficient has a weaker effect.
   """
   for name, weights in summaries.loss_weights().items():
     print(f"{name}: {len(weights)} layers, together weighing "
@@ -130,6 +131,7 @@ def tell_loss_weights() -> None:
 
 
 def _extend_train(run: seams.ModelRun, spec):
+  """Adds the guards, reports and hooks of training."""
   guards.check_room(
       run.model_dir, tf.global_variables(), run.keep_checkpoint_max)
   tell_loss_weights()
@@ -137,7 +139,7 @@ def _extend_train(run: seams.ModelRun, spec):
     for line in warm_start.lines(run, tf.global_variables()):
       print(line, file=sys.stderr)
   loss = spec.loss
-  if loss.op.type == "Print":  # tf.Print: one line a step
+  if loss.op.type == "Print":  # tf.Print, which prints one line per step
     loss = loss.op.inputs[0]
   new_hooks = [
       hooks.ProgressHook(
@@ -150,18 +152,20 @@ def _extend_train(run: seams.ModelRun, spec):
 
 
 def _extend_eval(run: seams.ModelRun, spec):
-  metric_fn, tensors = spec.eval_metrics  # the last: 1 for a real target
+  """Adds the layers' metrics and the speed to an evaluation."""
+  # The last of the tensors is 1 for a real target and 0 for padding.
+  metric_fn, tensors = spec.eval_metrics
   layers = layer_metrics()
 
   def with_layers(*values):
     found = metric_fn(*values[:len(tensors)])
-    # A split that ends early goes on with batches of padding.
+    # Batches of padding follow a split that ends early, and must not count.
     tokens = tf.reduce_sum(values[len(tensors) - 1])
     for name, value in zip(layers, values[len(tensors):], strict=True):
       found[name] = tf.metrics.mean_tensor(value, weights=tokens)
     return found
 
-  # Not spec._replace: a TPUEstimatorSpec notes its metrics in its constructor.
+  # A TPUEstimatorSpec records its metrics in its constructor: no _replace.
   found = {**spec._asdict(),
            "eval_metrics": (with_layers, [*tensors, *layers.values()])}
   if run.model_dir:

@@ -1,11 +1,11 @@
-"""The `train_model_fn` of our runs: train, then do what follows training.
+"""Trains a model and then runs phases, such as an evaluation.
 
   utils.run.train_model_fn = @train_then
   train_then.phases = ["gin/runs/perplexity_eval.gin"]
 
-A phase is a gin file whose bindings come on top of the run's own, and under
-those of the command line; it is run in the same process once the last step is
-done. What a phase binds stays bound in the next.
+A phase is a gin file whose bindings override those of the run's gin files, but
+not those of the command line. The phase runs in the same process after the last
+step. Its bindings stay in force in later phases.
 """
 
 import os
@@ -36,7 +36,7 @@ def train_then(
     phases: Sequence[str] = (),
     **kwargs,
 ) -> None:
-  """Trains as mesh_tensorflow does, or goes on; then runs the phases.
+  """Starts or resumes mesh_tensorflow's training, then runs the phases.
 
   Args:
     estimator: see `mesh_tensorflow.transformer.utils.train_model`, like all
@@ -45,9 +45,9 @@ def train_then(
     sequence_length: passed on.
     batch_size: passed on.
     train_dataset_fn: passed on.
-    train_steps: the last step.
+    train_steps: last step of the run.
     ensemble_inputs: passed on.
-    phases: gin files, each run after training on top of the run's gin.
+    phases: gin files of the phases, in the order in which they run.
     **kwargs: passed on.
 
   Raises:
@@ -65,11 +65,11 @@ def train_then(
 
 
 def run_phase(path: str, model_dir: str) -> None:
-  """Runs `utils.run` again with the bindings of a gin file on top.
+  """Runs `utils.run` again, with the bindings of one more gin file.
 
   Args:
-    path: a gin file, found as --gin_file is.
-    model_dir: of the run.
+    path: gin file of the phase, searched for like --gin_file.
+    model_dir: folder of the run.
   """
   name = os.path.splitext(os.path.basename(path))[0]
   print(f"{name} ...", file=sys.stderr, flush=True)

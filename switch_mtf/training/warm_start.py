@@ -1,8 +1,8 @@
-"""What a new run takes over from `utils.run.init_checkpoint`, in words.
+"""Reports the weights that a new run takes from `utils.run.init_checkpoint`.
 
-mesh_tensorflow takes over every variable that has the name of one there, and
-says so only in a log that nobody sees. A run that goes on from a checkpoint of
-its own takes over nothing else.
+mesh_tensorflow takes over every variable whose name is in that checkpoint, and
+reports this only in its log, which is hidden. A run that resumes from its own
+checkpoint takes nothing from `init_checkpoint`.
 """
 
 import re
@@ -14,27 +14,27 @@ from switch_mtf.errors import counted
 from switch_mtf.upstream import seams
 
 MAX_NAMES = 6
-SLOT = "_slot_"  # of the optimizer
+SLOT = "_slot_"  # in the name of every optimizer slot
 
 
 def begins_from_another(run: seams.ModelRun) -> bool:
-  """Whether a run takes its first weights from `init_checkpoint`."""
+  """Returns whether a run takes its first weights from `init_checkpoint`."""
   return bool(
       run.mode == tf.estimator.ModeKeys.TRAIN and run.init_checkpoint
       and not (run.model_dir and tf.train.latest_checkpoint(run.model_dir)))
 
 
 def check(run: seams.ModelRun) -> None:
-  """Raises ValueError unless the checkpoint is there."""
+  """Raises ValueError unless `init_checkpoint` exists."""
   if not tf.io.gfile.exists(f"{run.init_checkpoint}.index"):
     raise ValueError(
         "run_t5: init_checkpoint must be a checkpoint, with init_checkpoint="
-        f"{run.init_checkpoint}, of which there is no .index. Set "
+        f"{run.init_checkpoint}, which has no .index file. Set "
         "utils.run.init_checkpoint to a path such as DIR/model.ckpt-3000.")
 
 
 def explain(run: seams.ModelRun, error: Exception) -> ValueError | None:
-  """A better error where a variable has another shape there, or None."""
+  """Returns a clearer error for a variable of another shape, or None."""
   found = re.search(
       r"Shape of variable (\S+):0 \((.*)\) doesn't match with shape of tensor "
       r"\S+ \((.*)\) from checkpoint", str(error))
@@ -49,15 +49,16 @@ def explain(run: seams.ModelRun, error: Exception) -> ValueError | None:
 
 def lines(
     run: seams.ModelRun, variables: Iterable[tf.Variable]) -> list[str]:
-  """What is taken over and what is not.
+  """Returns lines that say which variables a run takes over.
 
   Args:
-    run: that begins from another's checkpoint.
-    variables: of its graph.
+    run: a run that begins from another run's checkpoint.
+    variables: variables of the run's graph.
 
   Returns:
-    A line for the variables taken over, and one each for those of the run and
-    those of the checkpoint that have no counterpart, without optimizer slots.
+    One line that counts the variables taken over; then, if such weights exist,
+    one line for those that only the run has, and one for those of the
+    checkpoint that are not taken over.
 
   Raises:
     ValueError: if no weight is taken over.
@@ -74,15 +75,16 @@ def lines(
         "run_t5: init_checkpoint must have weights of this model, with "
         f"weights in common=0 of {len(weights)}, init_checkpoint="
         f"{run.init_checkpoint}; "
-        f"{counted('only there', _weights(there - here), MAX_NAMES)}. Give "
-        "the gin files of that model, or set utils.run.init_checkpoint = None.")
+        f"{counted('only in checkpoint', _weights(there - here), MAX_NAMES)}"
+        ". Give the gin files of that model, or set "
+        "utils.run.init_checkpoint = None.")
   slots = len(taken) - len(taken & weights)
   step = tf.GraphKeys.GLOBAL_STEP in taken
   found = [
       f"init_checkpoint: {len(taken & weights)} of {len(weights)} weights and "
       f"{slots - step} optimizer slots from {run.init_checkpoint}; the step "
-      f"{'goes on' if step else 'counts from 0'}"]
-  for what, names in (("new here", weights - taken),
+      f"count {'continues' if step else 'starts at 0'}"]
+  for what, names in (("new in the run", weights - taken),
                       ("not taken over", there - taken)):
     if shown := _weights(names):
       found.append(f"init_checkpoint: {counted(what, shown, MAX_NAMES)}")

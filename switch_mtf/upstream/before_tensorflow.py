@@ -27,7 +27,7 @@ def use_onednn() -> None:
 
   TensorFlow 2.15 turns them on by default on some processors only, whatever its
   log says; on the others, the matmuls of attention take three times as long.
-  TensorFlow reads the variable during its import, so it must be set before.
+  TensorFlow reads TF_ENABLE_ONEDNN_OPTS during its import, hence the call here.
   Can be removed when TensorFlow turns the kernels on on every x86 processor.
   """
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -45,7 +45,7 @@ def put_off_imports() -> None:
                "pyglove", "tensorflow_hub"):
     late_imports.import_when_used(name)
   metrics = late_imports.import_when_used("sklearn.metrics")
-  # When t5 is imported, it checks that these functions exist.
+  # t5 checks at import that these functions exist, and calls them later.
   for name in ("fbeta_score", "matthews_corrcoef") if metrics else ():
     setattr(metrics, name, lambda *args, name=name, **kwargs: getattr(
         metrics.imported(), name)(*args, **kwargs))

@@ -88,7 +88,7 @@ def open_model_fn() -> None:
   @functools.wraps(upstream)
   def tpu_estimator_model_fn(*args, **kwargs):
     model_fn = upstream(*args, **kwargs)
-    # gin fills in its bindings only when `upstream` is called.
+    # gin adds its bindings inside `upstream`; the arguments here lack them.
     call = gin.get_bindings("tpu_estimator_model_fn") | (
         inspect.signature(upstream).bind(*args, **kwargs).arguments)
 

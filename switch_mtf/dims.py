@@ -119,8 +119,7 @@ class MoeDims:
     a slot for every token while decoding, and without a capacity factor.
 
     Args:
-      x_shape: [outer_batch?, batch, ..., d_model]; tokens are indexed by all
-        dimensions between the first and the last.
+      x_shape: [outer_batch?, batch, ..., d_model].
       num_experts: number of experts of the layer.
       hidden_size: hidden units of one expert.
       group_size: tokens of a group; a call with fewer tokens is one group.
@@ -134,19 +133,17 @@ class MoeDims:
       scope: gin scope, such as "decoder", with which errors name a binding.
 
     Raises:
-      ValueError: if tokens, groups or experts do not divide, or a layout rule
-        splits a dimension that must be whole.
+      ValueError: if tokens, groups or experts do not divide, or a rule is bad.
     """
     model_dim = x_shape.dims[-1]
     outer_batch_dim, batch_dim = _batch_dims(x_shape)
     tokens = x_shape.size // model_dim.size // outer_batch_dim.size
     experts_dim = mtf.Dimension("experts", num_experts)
-    _check_layout(outer_batch_dim.name, batch_dim.name, layout, mesh_shape)
-    batch_ways, groups_stay = _check_mesh(
-        tokens, batch_dim, experts_dim, layout, mesh_shape)
+    ways, groups_stay = _check_mesh(
+        tokens, outer_batch_dim, batch_dim, experts_dim, layout, mesh_shape)
     if decoding:
-      group_size, capacity_factor = tokens // batch_ways, None
-    group_size = _fit_groups(tokens, group_size, batch_ways, batch_dim, scope)
+      group_size, capacity_factor = tokens // ways, None
+    group_size = _fit_groups(tokens, group_size, ways, batch_dim, scope)
     capacity = group_size if capacity_factor is None else expert_capacity(
         group_size, num_experts, capacity_factor, min_capacity)
     return cls(
@@ -154,8 +151,7 @@ class MoeDims:
         num_groups_dim=mtf.Dimension(batch_dim.name, tokens // group_size),
         group_size_dim=mtf.Dimension("group", group_size),
         model_dim=model_dim,
-        output_dim=mtf.Dimension(
-            model_dim.name, output_size or model_dim.size),
+        output_dim=_resized(model_dim, output_size),
         experts_dim=experts_dim,
         capacity_dim=mtf.Dimension("expert_capacity", capacity),
         ff_dim=mtf.Dimension("d_ff", hidden_size),
@@ -292,15 +288,23 @@ def _check_layout(
           "utils.run.layout_rules.")
 
 
+def _resized(dim: mtf.Dimension, size: int | None) -> mtf.Dimension:
+  """Returns a dimension with another size, if there is one."""
+  return mtf.Dimension(dim.name, size or dim.size)
+
+
 def _check_mesh(
-    tokens: int, batch_dim: mtf.Dimension, experts_dim: mtf.Dimension,
+    tokens: int, outer_batch_dim: mtf.Dimension, batch_dim: mtf.Dimension,
+    experts_dim: mtf.Dimension,
     layout: mtf.LayoutRules | str | None, mesh_shape: mtf.Shape | str | None,
 ) -> tuple[int, bool]:
   """Returns into how many parts tokens are split, and whether groups stay.
 
   Raises:
-    ValueError: unless each processor gets as many tokens and experts.
+    ValueError: if a layout rule cannot be followed, or unless each processor
+      gets as many tokens and experts.
   """
+  _check_layout(outer_batch_dim.name, batch_dim.name, layout, mesh_shape)
   batch_axis, batch_ways = mesh_axis(batch_dim, layout, mesh_shape)
   experts_axis, experts_ways = mesh_axis(experts_dim, layout, mesh_shape)
   _check_experts(experts_dim.size, experts_ways)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from switch_mtf.upstream.speed import gradients_of_slices
+
 
 def on_tpu(mesh: mtf.Mesh) -> bool:
   """Returns whether a mesh is one of TPU cores, where gathers are slow.
@@ -83,17 +85,8 @@ def add_up_gradients(op: mtf.Operation, *dys: mtf.Tensor) -> list[mtf.Tensor]:
     op: the operation; its first output has all dimensions that are split.
     *dys: gradients of its outputs.
   """
-  outputs = len(op.outputs)
-
-  def gradients(*slices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    ys, dys, xs = (slices[:outputs], slices[outputs:2 * outputs],
-                   slices[2 * outputs:])
-    return tuple(tf.gradients(
-        list(ys), list(xs), list(dys),
-        unconnected_gradients=tf.UnconnectedGradients.ZERO))
-
   return add_up(
-      gradients, [*op.outputs, *dys, *op.inputs],
+      gradients_of_slices(len(op.outputs)), [*op.outputs, *dys, *op.inputs],
       [x.shape for x in op.inputs], [x.dtype for x in op.inputs],
       f"{op.name}_gradients")
 

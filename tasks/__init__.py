@@ -1,6 +1,6 @@
-"""seqio tasks: importing this package registers them and reads no data.
+"""The seqio tasks; importing this package registers them and reads no data.
 
-The tasks know nothing of models; gin joins the two by a task's name.
+The tasks do not depend on the models; gin joins the two by a task's name.
 """
 
 from tasks import c4 as c4

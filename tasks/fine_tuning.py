@@ -1,9 +1,10 @@
-"""The paper's fine-tuning tasks, and the mixtures of them.
+"""The paper's fine-tuning tasks and their mixtures.
 
-Where T5 has a task it is T5's, with our data source and vocabulary object (its
-own reads the vocabulary from a bucket): GLUE, SuperGLUE, SQuAD, CNN/DailyMail.
-The others are written in `tasks.text_to_text`; closed-book question answering
-is split and scored as in google-research's t5_closed_book_qa.
+GLUE, SuperGLUE, SQuAD and CNN/DailyMail are T5's tasks, with our data source
+and vocabulary object (T5's own object reads the vocabulary from a bucket). The
+other tasks are ours: ANLI and XSum use T5's text formats, and the rest those of
+`tasks.text_to_text`. Closed-book question answering is split and scored as in
+google-research's t5_closed_book_qa.
 """
 
 import functools
@@ -29,7 +30,7 @@ ANLI_LABELS = ("entailment", "neutral", "contradiction")
 SINGLE = ("squad", "cnn_dailymail", "xsum", "arc_easy", "arc_challenge",
           "winogrande_xl", "natural_questions", "web_questions", "trivia_qa")
 
-# T5's tasks that do not have all splits of their data set.
+# The tasks of T5 that have only some of their data set's splits.
 _SPLITS = {
     "glue_ax": ("test",),
     "super_glue_axb": ("test",),
@@ -45,10 +46,10 @@ def our_name(t5_name: str) -> str:
 
 
 def add_t5s(name: str, t5_name: str) -> None:
-  """Registers T5's task under our name, with our data source and vocabulary."""
+  """Registers a T5 task under our name, with our data source and vocabulary."""
   theirs = seqio.TaskRegistry.get(t5_name)
-  # T5 has GLUE 1.0.0, which this TFDS reads but cannot prepare. 2.0.0 differs
-  # from it in where QQP is downloaded from.
+  # T5 uses GLUE 1.0.0, which this TFDS reads but cannot prepare. 2.0.0 differs
+  # in the address that QQP is downloaded from.
   data_set = re.sub(
       "^(glue/.*):1.0.0$", r"\1:2.0.0", theirs.source.tfds_dataset.name)
   seqio.TaskRegistry.add(
@@ -65,15 +66,16 @@ def add_ours(
     postprocess: Callable | None = None,
     splits: Iterable[str] | Mapping[str, str] | None = None,
 ) -> None:
-  """Registers a task that T5 does not have, with the steps of those it has.
+  """Registers a task that T5 lacks, with the steps of T5's tasks.
 
   Args:
-    name: of the task.
+    name: name of the task.
     data_set: TFDS name with version.
-    to_text: steps that make "inputs" and "targets" of an example.
-    metric: takes targets and predictions.
-    postprocess: what it takes them from.
-    splits: as for TfdsSource.
+    to_text: steps that turn an example into "inputs" and "targets".
+    metric: function of targets and predictions.
+    postprocess: function that turns text into what the metric takes; see the
+      postprocess_fn of seqio.Task.
+    splits: splits of the task, as for TfdsSource.
   """
   steps = [*to_text, seqio.preprocessors.tokenize,
            seqio.CacheDatasetPlaceholder(),
@@ -86,7 +88,7 @@ def add_ours(
 
 
 def _add_anli() -> None:
-  """One prefix for the three rounds, fields and labels as in T5's MNLI."""
+  """Registers ANLI: one prefix for its rounds, fields and labels as in MNLI."""
   rename = functools.partial(preprocessors.rekey, key_map={
       "hypothesis": "hypothesis", "premise": "context", "label": "label",
       "idx": "uid"})
@@ -100,7 +102,7 @@ def _add_anli() -> None:
 
 
 def _add_choices() -> None:
-  """ARC and Winogrande: the model writes the right choice out."""
+  """Registers ARC and Winogrande; the model writes out the right choice."""
   postprocess = functools.partial(
       text_to_text.as_generated, vocabulary=vocabularies.T5)
   for name, config in (("arc_easy", "ARC-Easy"),
@@ -116,7 +118,10 @@ def _add_choices() -> None:
 
 
 def _add_closed_book() -> None:
-  """About a tenth of the training questions is held out for validation."""
+  """Registers closed-book question answering.
+
+  About a tenth of the training questions is held out for validation.
+  """
   add_ours(
       "natural_questions", "natural_questions_open:1.0.0",
       [text_to_text.natural_questions], metrics.squad, postprocessors.qa,
@@ -126,7 +131,7 @@ def _add_closed_book() -> None:
       "web_questions", "web_questions:1.0.0",
       [text_to_text.web_questions], metrics.squad, postprocessors.qa,
       {"train": "train[:3417]", "validation": "train[3417:]", "test": "test"})
-  # The answers of its own test split are not published.
+  # The answers of TriviaQA's test split are not published.
   add_ours(
       "trivia_qa", "trivia_qa/unfiltered.nocontext:1.1.0",
       [text_to_text.trivia_qa], metrics.trivia_qa, postprocessors.qa,
@@ -152,13 +157,14 @@ _add_anli()
 _add_choices()
 _add_closed_book()
 
-# Rates are numbers of training examples. T5 writes those of GLUE and SuperGLUE
-# down, 0 for tasks that are only evaluated; the others are read from the data.
+# Rates are numbers of training examples. T5 hard-codes the rates of GLUE and
+# SuperGLUE, with 0 for tasks that are only evaluated; the other rates are read
+# from the data.
 seqio.MixtureRegistry.add("glue", list(GLUE_RATES.items()))
 seqio.MixtureRegistry.add("super_glue", list(SUPER_GLUE_RATES.items()))
 seqio.MixtureRegistry.add(
     "anli", ANLI_ROUNDS, default_rate=t5.data.rate_num_examples)
-# RTE is in GLUE and in SuperGLUE: half of it from each, as T5 does.
+# RTE is in GLUE and in SuperGLUE; as in T5, each copy gets half the rate.
 seqio.MixtureRegistry.add(
     "fine_tuning",
     [(name, rate / 2 if name.endswith("_rte") else rate)

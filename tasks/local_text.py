@@ -1,8 +1,8 @@
-"""Your own text file as a task: set `local_text.path` in gin.
+"""A task on your own text file: set `local_text.path` in gin.
 
-The file is UTF-8; blank lines separate its documents. Which documents are held
-out follows from the hash of their text, so that adding to the file moves none
-from one split to the other.
+The file is UTF-8; blank lines separate its documents. The hash of a document's
+text decides its split, so that adding documents to the file moves at most one
+of the others to another split.
 """
 
 import functools
@@ -20,7 +20,7 @@ VERSION = "1.0.0"
 
 
 class LocalText(NamedTuple):
-  """What a run binds in gin: paths of the text and of the vocabulary."""
+  """The paths of the text and of the vocabulary that a run binds in gin."""
 
   path: str | None
   vocabulary: str
@@ -31,21 +31,23 @@ def local_text(
     path: str | None = None,
     vocabulary: str = vocabularies.T5_MODEL,
 ) -> LocalText:
-  """Returns the text file and the vocabulary to read it with.
+  """Returns the paths of the text file and of its vocabulary.
 
   Args:
-    path: a UTF-8 text file.
-    vocabulary: a sentencepiece model with pad 0, end of sequence 1, unknown 2.
+    path: path of a UTF-8 text file.
+    vocabulary: path of a sentencepiece model with ids 0 for padding, 1 for end
+      of sequence and 2 for unknown.
   """
   return LocalText(path, vocabulary)
 
 
 def _local_vocabulary() -> vocabularies.VocabularyFile:
+  """Returns the bound vocabulary; raises ValueError if the file is missing."""
   path = local_text().vocabulary
   if not os.path.isfile(path):
     raise ValueError(
         "local_text: the vocabulary must be a sentencepiece model, with "
-        f"vocabulary={path!r}, which is no file. "
+        f"vocabulary={path!r}, which is not a file. "
         "Set local_text.vocabulary = '<file>'.")
   return vocabularies.VocabularyFile(path)
 
@@ -55,16 +57,19 @@ LocalVocabulary = functools.partial(
 
 
 def local_text_dir() -> str:
-  """Prepares the data set of the bound file; returns its data directory.
+  """Prepares the data set of the bound file and returns its data directory.
 
   Each content of the file has its own directory, so that an edited file is
-  prepared anew.
+  prepared again.
+
+  Raises:
+    ValueError: if no file is bound, or the file cannot be used.
   """
   path = local_text().path
   if not path or not os.path.isfile(path):
     raise ValueError(
         "local_text: path must be a text file, with "
-        f"path={path!r}, which is none. Set local_text.path = '<file>'.")
+        f"path={path!r}, which is not a file. Set local_text.path = '<file>'.")
   stat = os.stat(path)
   digest = _digest(path, stat.st_mtime_ns, stat.st_size)
   return prepare(NAME, VERSION, lambda: split_documents(read(path), path),
@@ -73,7 +78,7 @@ def local_text_dir() -> str:
 
 @functools.lru_cache
 def _digest(path: str, *unused_state: int) -> str:
-  """Returns a short hash of the content, read once per state of the file."""
+  """Returns a short hash of the content, read once per time and size."""
   with open(path, "rb") as f:
     return hashlib.sha256(f.read()).hexdigest()[:16]
 
@@ -103,12 +108,21 @@ def read(path: str) -> list[str]:
 
 def split_documents(
     documents: list[str], path: str) -> dict[str, list[Passage]]:
-  """Cuts documents into passages and holds some documents out.
+  """Cuts documents into passages and assigns each document to a split.
 
-  About 5 % are held out by hash; of a small file, the one with the lowest hash.
+  About 5 % of the documents are held out, by hash. The document with the lowest
+  hash is always held out and the one with the highest hash never, so that
+  neither split of a small file is empty.
+
+  Args:
+    documents: clean text of each document.
+    path: path of the file, for the error message.
+
+  Returns:
+    The passages of "train" and of "validation".
 
   Raises:
-    ValueError: if there are no two different documents to split.
+    ValueError: if there are fewer than two different documents.
   """
   ranked = sorted(set(documents), key=passages.stable_hash)
   if len(ranked) < 2:

@@ -1,4 +1,4 @@
-"""What the pre-training tasks are scored by in evaluation."""
+"""The metrics of the pre-training tasks."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 def span_scores(
     targets: Sequence[str], predictions: Sequence[str | float],
 ) -> dict[str, float]:
-  """Scores filled-in spans, whether evaluation decodes or scores.
+  """Returns the metrics of filled-in spans, from decoded text or from scores.
 
-  Decoding exactly what was masked is rare, so words are counted too: a word is
-  right if the same word stands at the same place of the same span.
+  The decoded text rarely equals the target, so words are counted too: a word is
+  right if the target has the same word at the same place of the same span.
 
   Args:
     targets: masked spans, each after its sentinel, as text.
@@ -17,7 +17,7 @@ def span_scores(
       the log-likelihood of each target, in nats.
 
   Returns:
-    In per cent, "sequence_accuracy" and "word_accuracy"; or, from scores,
+    From text, "sequence_accuracy" and "word_accuracy" in per cent; from scores,
     "log_likelihood_per_byte" in nats.
   """
   if predictions and not isinstance(predictions[0], str):
@@ -35,7 +35,7 @@ def span_scores(
 
 
 def _words(spans: str) -> set[tuple[str, int, str]]:
-  """Returns (sentinel, place in its span, word) of each word of a target."""
+  """Returns (sentinel, place in the span, word) for each word of a text."""
   words = set()
   sentinel, place = "", 0
   for word in spans.split():

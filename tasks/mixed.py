@@ -1,4 +1,4 @@
-"""The corpus that `python -m tasks.fetch` builds, as data set mixed_english."""
+"""The data set mixed_english: the corpus built by `python -m tasks.fetch`."""
 
 import functools
 import os
@@ -16,20 +16,21 @@ SOURCES = (*text.SOURCES, "brown", "wikipedia", "bbc_news")
 
 @gin.configurable("mixed_english", module="tasks")
 def mixed_english_file(path: str | None = None) -> str:
-  """Returns where the fetched corpus stands.
+  """Returns the path of the fetched corpus.
 
   Args:
-    path: its file; if None, mixed_english.jsonl in the cache directory.
+    path: path of the file; if None, mixed_english.jsonl in the cache directory.
   """
   return path or os.path.join(cache_dir(), "mixed_english.jsonl")
 
 
 def mixed_english_dir() -> str:
-  """Prepares mixed_english if need be; returns its data directory."""
+  """Prepares mixed_english if necessary and returns its data directory."""
   return prepare(NAME, VERSION, _read, os.path.join(cache_dir(), "tfds"))
 
 
 def _read():
+  """Returns the passages by split; raises ValueError if the file is missing."""
   path = mixed_english_file()
   if not os.path.exists(path):
     raise ValueError(

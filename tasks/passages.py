@@ -1,13 +1,13 @@
-"""From raw files to clean text, from text to passages, from names to splits.
+"""Cleans text, cuts it into passages and derives splits from names.
 
-Pure functions of strings: nothing here reads files or knows TensorFlow.
+All functions are pure functions of strings, without files or TensorFlow.
 """
 
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
 
-# T5's C4 documents have about 2 kB each; ours are whole plays and speeches.
+# T5's C4 documents are about 2 kB long; ours are whole plays and speeches.
 PASSAGE_CHARACTERS = 2000
 VALIDATION_SHARE = 0.05
 
@@ -31,13 +31,13 @@ def reflow(text: str) -> str:
 def split_passages(text: str, size: int = PASSAGE_CHARACTERS) -> list[str]:
   """Cuts clean text into passages of at most `size` characters.
 
-  It cuts between paragraphs where it can, else between lines, sentences or, in
-  the last resort, words; a word longer than `size` stays whole. No character
-  but white space at a cut is lost.
+  Cuts are between paragraphs where possible, else between lines, sentences or,
+  as a last resort, words; a word longer than `size` stays whole. Only white
+  space at a cut is lost.
 
   Args:
-    text: what `clean` returned.
-    size: most characters of a passage.
+    text: clean text, as returned by `clean`.
+    size: maximum length of a passage, in characters.
 
   Returns:
     The passages, in order.
@@ -54,7 +54,7 @@ def split_passages(text: str, size: int = PASSAGE_CHARACTERS) -> list[str]:
 
 
 def _units(text: str, size: int, borders: tuple) -> Iterator[tuple[str, str]]:
-  """Yields (white space before, piece) with pieces no longer than `size`."""
+  """Yields (white space before, piece); only a single word may exceed `size`."""
   border, finer = borders[0], borders[1:]
   gap = border if isinstance(border, str) else " "
   parts = (text.split(border) if isinstance(border, str)
@@ -68,7 +68,7 @@ def _units(text: str, size: int, borders: tuple) -> Iterator[tuple[str, str]]:
 
 
 def stable_hash(name: str) -> int:
-  """Returns 64 bits of sha256: the same on every machine, for ever."""
+  """Returns 64 bits of the sha256, so the hash is the same on every machine."""
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
@@ -76,16 +76,16 @@ def validation_names(
     sizes: Mapping[str, int], share: float = VALIDATION_SHARE) -> set[str]:
   """Chooses the documents of one source that are held out.
 
-  Documents are taken in the order of their name's hash while they fit into
-  `share` of the source's bytes; where none fits, the smallest one is taken, so
-  that every source has a validation document.
+  Documents are taken in the order of their name's hash; a document that does
+  not fit into `share` of the source's bytes is skipped. If none fits, the
+  smallest one is taken, so that every source has a validation document.
 
   Args:
-    sizes: bytes of each document, by name.
-    share: of the source's bytes, how much to hold out.
+    sizes: size of each document in bytes, by name.
+    share: fraction of the source's bytes to hold out.
 
   Returns:
-    Names of the documents to validate on.
+    The names of the validation documents.
   """
   budget = share * sum(sizes.values())
   chosen: set[str] = set()
@@ -97,6 +97,6 @@ def validation_names(
 
 
 def split_of(name: str, share: float = VALIDATION_SHARE) -> str:
-  """Returns the split of a document of a source that has many of them."""
+  """Returns the split of a document, for sources with many documents."""
   held_out = stable_hash(name) < share * 2**64
   return "validation" if held_out else "train"

@@ -1,10 +1,10 @@
 """TFDS data sets that are written on first use, atomically.
 
-seqio reads TFDS data sets from disk. The ones here are made of text that is
-already on this machine, so they are prepared when a task first needs them. A
-data set is written into a temporary directory and renamed when it is whole: a
-killed run leaves only a temporary directory, which the next run removes, and of
-two runs that prepare at once one wins and the other uses its result.
+seqio reads TFDS data sets from disk. These data sets are built from text that is
+already on this machine, so a data set is prepared when a task first needs it.
+It is written to a temporary directory and renamed when it is complete. A killed
+run leaves only a temporary directory, which the next run removes. If two runs
+prepare a data set at once, one wins and the other uses the winner's result.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ import tensorflow_datasets as tfds
 
 from tasks.temporary import temporary_directory
 
-# Enough files for seqio to shuffle them and to split them among hosts.
+# Enough files for seqio to shuffle and to divide among hosts.
 NUM_SHARDS = 16
 SPLITS = ("train", "validation")
 
 
 class Passage(NamedTuple):
-  """One example: about 2 kB of one document.
+  """An example: about 2 kB of one document.
 
   Attributes:
-    key: unique in the data set; TFDS orders examples by its hash, so that
-      sources are mixed, in an order that never changes.
-    text: the passage.
-    source: where the document comes from, such as "shakespeare".
+    key: unique key in the data set. TFDS orders examples by the key's hash, so
+      that sources are mixed, in an order that never changes.
+    text: text of the passage.
+    source: source of the document, such as "shakespeare".
     document: name of the document within its source.
   """
 
@@ -50,7 +50,7 @@ PASSAGE_FEATURES = {name: tfds.features.Text()
 
 @gin.configurable(module="tasks")
 def cache_dir(path: str | None = None) -> str:
-  """Returns the directory for what is prepared or fetched.
+  """Returns the directory of prepared and fetched data.
 
   Args:
     path: the directory; if None, the environment variable SWITCH_MTF_CACHE, or
@@ -61,28 +61,30 @@ def cache_dir(path: str | None = None) -> str:
 
 
 class PreparedSource(seqio.TfdsDataSource):
-  """A TFDS data source whose data set is prepared when it is first read.
+  """A TFDS data source that prepares its data set when it is first read.
 
-  Registering a task must cost nothing, so the splits are known beforehand, and
+  Registering a task must cost nothing, so the splits are given in advance, and
   every other access goes through `tfds_dataset`.
   """
 
   def __init__(
       self, name: str, data_dir: Callable[[], str],
       splits: Iterable[str] | Mapping[str, str] | None = SPLITS):
-    """Records what to read.
+    """Stores what to read.
 
     Args:
       name: TFDS name with version.
-      data_dir: prepares the data set if need be and returns its directory.
-      splits: those of the task, or a mapping from them to the data set's.
+      data_dir: function that prepares the data set if necessary and returns its
+        data directory.
+      splits: names of the splits, or a mapping from the task's splits to those
+        of the data set.
     """
     super().__init__(tfds_name=name, splits=splits)
     self._data_dir = data_dir
 
   @property
   def tfds_dataset(self) -> seqio.LazyTfdsLoader:
-    """The loader, pointed at a data set that is on disk."""
+    """The loader of the data set, which is prepared first if necessary."""
     loader = super().tfds_dataset
     loader.override_data_dir(self._data_dir())
     return loader
@@ -100,16 +102,16 @@ def prepare(
     data_dir: str,
     features: Mapping[str, Any] | None = None,
 ) -> str:
-  """Writes a TFDS data set unless it is there.
+  """Writes a TFDS data set unless it exists.
 
   Args:
     name: TFDS name.
     version: TFDS version.
-    examples: reads the data; called only if the data set must be written.
-      Returns the examples of each split: passages, or other tuples with a
-      field `key`, whose other fields are the features.
-    data_dir: directory of data sets.
-    features: TFDS feature of each field but the key; if None, those of a
+    examples: function that returns the examples of each split: passages, or
+      other tuples with a field `key`, whose other fields are the features. It
+      is called only if the data set must be written.
+    data_dir: directory of the data sets.
+    features: TFDS feature of each field except the key; if None, those of a
       passage.
 
   Returns:
@@ -131,17 +133,18 @@ def prepare(
 
 
 def _is_complete(path: str) -> bool:
-  """Says whether TFDS wrote all of a data set: it writes this file last."""
+  """Returns whether a data set is complete: TFDS writes this file last."""
   return os.path.exists(os.path.join(path, "dataset_info.json"))
 
 
 def _write(
     name: str, version: str, examples: Mapping[str, Sequence[NamedTuple]],
     data_dir: str, features: Mapping[str, Any]) -> None:
+  """Writes a TFDS data set, without TFDS's own progress messages."""
   tfds.disable_progress_bar()
   # TFDS refuses more files than examples.
   num_shards = min(NUM_SHARDS, *map(len, examples.values()))
-  # TFDS announces a download of unknown size; there is none.
+  # TFDS announces a download of unknown size, but downloads nothing.
   with contextlib.redirect_stdout(io.StringIO()):
     tfds.dataset_builders.store_as_tfds_dataset(
         name=name,
@@ -155,15 +158,16 @@ def _write(
 
 
 def _key_and_features(example: NamedTuple) -> tuple[str, dict[str, Any]]:
+  """Returns the key of an example, and its other fields as features."""
   fields = example._asdict()
   return fields.pop("key"), fields
 
 
 def _move(fresh: str, final: str) -> None:
-  """Puts a whole data set in place, unless another process was faster."""
+  """Moves a complete data set into place, unless another process was faster."""
   os.makedirs(os.path.dirname(final), exist_ok=True)
   if os.path.exists(final) and not _is_complete(final):
-    # Not ours: ours appear whole. Something outside left it half-written.
+    # Our writes are atomic, so another program left this incomplete data set.
     shutil.rmtree(final, ignore_errors=True)
   try:
     os.rename(fresh, final)

@@ -1,12 +1,12 @@
-"""Pre-training tasks: T5's span corruption on text that anyone can have.
+"""Pre-training tasks: T5's span corruption on text that anyone can obtain.
 
-Every task builds its examples exactly as T5's own C4 task does: 15 % of the
-tokens are masked, in spans of 3 on average, and the model writes what stood
-there. Only the text and the vocabulary differ.
+Every task but the `half_corrupted` ones builds its examples exactly as T5's own
+C4 task does: 15 % of the tokens are masked, in spans of 3 on average, and the
+model writes the masked tokens. Only the text and the vocabulary differ.
 
 Span corruption joins passages of different sources into one example. To measure
-which expert takes which source there is, for each source, a task whose examples
-hold nothing else: `<task>_<source>`; the mixture `<task>_by_source` joins them.
+which expert takes which source, each source has a task `<task>_<source>`, whose
+examples hold only this source. The mixture `<task>_by_source` joins these tasks.
 """
 
 import functools
@@ -27,12 +27,12 @@ def keep_source(dataset: tf.data.Dataset, source: str) -> tf.data.Dataset:
 
 
 def add_targets_to_compare(dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Adds what evaluation compares with what is decoded.
+  """Adds the targets that evaluation compares with the model's output.
 
-  T5's task has no text for that, because tokens are joined and cut before they
-  are masked. These are ids, which `decode_target` makes text of in evaluation:
-  to decode them here took a quarter of the time that an example of 40 tokens
-  takes, in training too, where nobody reads them.
+  T5's task has no text for this comparison, because tokens are joined and cut
+  before they are masked. The targets added here are ids, which `decode_target`
+  turns into text in evaluation. Decoding them here took a quarter of the time
+  that an example of 40 tokens takes, in training too, where no one reads them.
   """
   return dataset.map(
       lambda ex: ex | {"targets_pretokenized": ex["targets"]},
@@ -43,25 +43,25 @@ def decode_target(
     output: Any, vocabulary: seqio.Vocabulary, is_target: bool = False,
     **unused_kwargs
 ) -> Any:
-  """A `postprocess_fn`: gives the metrics a target as text.
+  """Decodes the targets for the metrics; a `postprocess_fn`.
 
   Args:
-    output: of the model, decoded or scored; or the ids of a target.
-    vocabulary: of the targets.
-    is_target: which of the two.
-    **unused_kwargs: what else a postprocess_fn gets.
+    output: output of the model, as text or as a score, or the ids of a target.
+    vocabulary: vocabulary of the targets.
+    is_target: whether `output` is a target.
+    **unused_kwargs: further arguments of a postprocess_fn.
 
   Returns:
-    The target as text; what comes from the model as it is.
+    The text of a target, or the unchanged output of the model.
   """
   return vocabulary.decode(output.tolist()) if is_target else output
 
 
 def as_written(step: Callable) -> Callable:
-  """A preprocessor that AutoGraph leaves alone.
+  """Returns a preprocessor that AutoGraph does not translate.
 
-  AutoGraph would translate each function that the step calls, for seconds, and
-  finds nothing to do in them: none decides by the value of a tensor in Python.
+  AutoGraph would spend seconds on the functions that the step calls and change
+  nothing, because none of them branches in Python on the value of a tensor.
   """
   if isinstance(step, seqio.CacheDatasetPlaceholder):
     return step
@@ -79,15 +79,15 @@ def add_span_corruption(
 ) -> None:
   """Registers a task with the steps of T5's `c4_v220_span_corruption`.
 
-  The metric is there because evaluation skips tasks that have none; what
-  pre-training is judged by is the loss.
+  The task has a metric because evaluation skips tasks without metrics;
+  pre-training is judged by the loss.
 
   Args:
-    name: of the task.
-    source: gives examples with a feature "text".
-    vocabulary: for inputs and targets.
-    only_source: if set, keep passages of this source alone.
-    **objective: of T5's `span_corruption`, where it is not as T5 has it.
+    name: name of the task.
+    source: data source, whose examples have a feature "text".
+    vocabulary: vocabulary of inputs and targets.
+    only_source: the only source whose passages are kept; if None, all are kept.
+    **objective: arguments of T5's `span_corruption` that replace T5's defaults.
   """
   first = ([functools.partial(keep_source, source=only_source)]
            if only_source else [])
@@ -119,12 +119,12 @@ def add_corpus(
     vocabulary_of: Mapping[str, seqio.Vocabulary],
     sources: Sequence[str],
 ) -> None:
-  """Registers a corpus' tasks: one a vocabulary, one for each source.
+  """Registers a corpus: for each vocabulary, a task, and a task per source.
 
   Args:
-    corpus: prefix of the names.
-    source: makes the data source.
-    vocabulary_of: suffix of the name -> vocabulary.
+    corpus: prefix of the task names.
+    source: function that returns the data source.
+    vocabulary_of: vocabularies, by the suffix of the task name.
     sources: values of the feature "source".
   """
   for suffix, vocabulary in vocabulary_of.items():
@@ -146,8 +146,8 @@ add_corpus(
     "mixed_english", mixed.mixed_english,
     {"": vocabularies.T5, "_4k": vocabularies.SMALL_4K},
     mixed.SOURCES)
-# More to learn from a batch, for comparisons of small models: one blank, of
-# half the text.
+# For comparisons of small models: masking half of the text, in one span, gives
+# more to learn from a batch.
 for _suffix, _vocabulary in (
     ("1k", vocabularies.SMALL_1K), ("4k", vocabularies.SMALL_4K)):
   add_span_corruption(

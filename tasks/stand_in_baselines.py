@@ -1,11 +1,11 @@
-"""What the stand-ins' metrics are worth: figures without a model, and a run's.
+"""Prints the stand-ins' metrics, of simple answers and of a run.
 
     python -m tasks.stand_in_baselines [--model_dir=DIR] [--json=FILE]
 
-For each stand-in it prints what the task's own metrics give, on the validation
-split, to a simple answer: the most frequent label, the title itself, the first
-words of the article, the frequencies of tokens. With a model_dir, also what was
-measured there, by gin/runs/task_metrics.gin or perplexity_eval.gin.
+For each stand-in, the task's own metrics rate simple answers on the validation
+split: the most frequent label, the title itself, the first words of the
+article, the frequencies of tokens. With --model_dir, the metrics that
+gin/runs/task_metrics.gin or perplexity_eval.gin wrote there are printed too.
 """
 
 import argparse
@@ -38,12 +38,12 @@ Scores = dict[str, float]
 
 
 def score(task: str, targets: Sequence, predictions: Sequence) -> Scores:
-  """Returns what a task's metrics make of predictions.
+  """Returns a task's metrics of predictions.
 
   Args:
-    task: its name.
-    targets: as the task's postprocess_fn gives them.
-    predictions: the same.
+    task: name of the task.
+    targets: targets, as returned by the task's postprocess_fn.
+    predictions: predictions, in the same form.
   """
   return {name: float(value)
           for metric in seqio.TaskRegistry.get(task).metric_fns
@@ -62,7 +62,7 @@ def most_frequent_answer(
     task: str, train: list[Question], validation: list[Question]) -> Scores:
   """Scores the most frequent answer of the training split."""
   counts = collections.Counter(ex.answers[0] for ex in train)
-  # Of equally frequent ones the first in the alphabet.
+  # A tie goes to the answer that is first in the alphabet.
   answer = min(counts, key=lambda a: (-counts[a], a))
   return score(
       task, [ex.answers for ex in validation], [answer] * len(validation))
@@ -70,14 +70,14 @@ def most_frequent_answer(
 
 def copied_question(
     task: str, train: list[Question], validation: list[Question]) -> Scores:
-  """Scores the title in place of an answer."""
+  """Scores the question, which is a title, as the answer."""
   return score(task, [ex.answers for ex in validation],
                [ex.question for ex in validation])
 
 
 def first_words(
     task: str, train: list[Article], validation: list[Article]) -> Scores:
-  """Scores the article's beginning, as long as a headline is on average."""
+  """Scores the article's first words, as many as a summary has on average."""
   words = round(np.mean([len(ex.summary.split()) for ex in train]))
   return score(task, [ex.summary for ex in validation],
                [" ".join(ex.document.split()[:words]) for ex in validation])
@@ -94,16 +94,17 @@ BASELINES = {
 
 def token_frequencies(
     task: str, lengths: dict[str, int], examples: int) -> Scores:
-  """Returns the loss of a model that knows how frequent tokens are, no more.
+  """Returns the loss of a model that knows only how frequent tokens are.
 
   Args:
-    task: of span corruption.
-    lengths: of inputs and targets.
-    examples: how many to count tokens in, and at most to measure on.
+    task: name of a span-corruption task.
+    lengths: lengths of inputs and targets.
+    examples: maximum number of examples, both to count tokens in and to measure
+      the loss on.
 
   Returns:
-    "neg_log_perplexity" in nats a token of the targets, with one more of each
-      token than was counted.
+    "neg_log_perplexity" in nats per target token; the count of every token is
+      raised by 1.
   """
   provider = seqio.get_mixture_or_task(task)
   size = provider.output_features["targets"].vocabulary.vocab_size
@@ -118,7 +119,7 @@ def token_frequencies(
 
 
 def measured(model_dir: str) -> Iterator[tuple[str, int, float]]:
-  """Yields (metric, step, value): T5's task metrics, and the losses."""
+  """Yields (metric, step, value) of a run: T5's task metrics and the losses."""
   for path in sorted(glob.glob(
       os.path.join(model_dir, "validation_eval", "events.out.*"))):
     for event in tf.compat.v1.train.summary_iterator(path):
@@ -134,7 +135,7 @@ def measured(model_dir: str) -> Iterator[tuple[str, int, float]]:
 
 
 def simple_answers() -> dict[str, dict[str, Scores]]:
-  """Returns task -> answer -> metrics."""
+  """Returns the metrics of the simple answers, as task -> answer -> metrics."""
   found = {}
   for name, baselines in BASELINES.items():
     examples = read_examples(
@@ -149,6 +150,7 @@ def simple_answers() -> dict[str, dict[str, Scores]]:
 
 
 def _show(figures: Scores) -> str:
+  """Returns the figures on one line, without those that are NaN."""
   return ", ".join(f"{name} {value:.2f}" for name, value in figures.items()
                    if not math.isnan(value))
 
@@ -156,8 +158,8 @@ def _show(figures: Scores) -> str:
 def main() -> None:
   """Prints the figures."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--model_dir", help="of a run of the stand-ins")
-  parser.add_argument("--json", metavar="FILE", help="write the figures there")
+  parser.add_argument("--model_dir", help="folder of a run of the stand-ins")
+  parser.add_argument("--json", metavar="FILE", help="file to write the figures to")
   arguments = parser.parse_args()
   found = {"baselines": simple_answers(), "run": {}}
   for task, answers in found["baselines"].items():
@@ -168,7 +170,7 @@ def main() -> None:
     print(f"{tag} | step {step:,} | {value:.2f}")
     found["run"].setdefault(tag, {})[step] = value
   if arguments.json:
-    if arguments.model_dir:  # of the tasks of the run
+    if arguments.model_dir:  # only the tasks of the run
       found["baselines"] = {
           task: answers for task, answers in found["baselines"].items()
           if any(task in tag for tag in found["run"])}

@@ -2,25 +2,9 @@
 
 import json
 
-import tensorflow.compat.v1 as tf
+from helpers.runs import SCORES, evaluated
 
 from switch_mtf.training import best_checkpoint
-
-
-def evaluated(model_dir, values):
-  """Writes (step, tag) -> value as T5's evaluation does."""
-  writer = tf.summary.FileWriter(str(model_dir / "validation_eval"))
-  for (step, tag), value in values.items():
-    writer.add_summary(tf.Summary(value=[
-        tf.Summary.Value(tag=f"eval/{tag}", simple_value=value)]), step)
-  writer.close()
-
-
-SCORES = {(100, "qa/em"): 10.0, (100, "qa/f1"): 20.0,
-          (200, "qa/em"): 12.0, (200, "qa/f1"): 30.0,
-          (300, "qa/em"): 20.0, (300, "qa/f1"): 21.0,
-          (100, "cola/matthews"): 5.0, (200, "cola/matthews"): 5.0,
-          (300, "cola/matthews"): 4.0}
 
 
 def test_each_task_has_a_best_step_of_its_own(tmp_path):

@@ -32,33 +32,21 @@ def test_largest_batch():
   assert advice == fit.Advice(fits=True, largest_batch=24, meshes=[])
 
 
-def test_mesh_that_fits():
-  # A weight of 64 bytes and 8 of tokens in 40: split over 2, 32 + 4 fit.
+@pytest.mark.parametrize("parts, memory, mesh", [
+    # A weight of 64 bytes and 8 of tokens in 40: split over 2, 32 + 4 fit.
+    (1, 40, "batch:2"),
+    # 8 sequences in 2 parts of 4, of 8 bytes. On 2 processors each has one part
+    # of 4: 32 + 8 do not fit in 39. On 4, 2 sequences: 16 + 4 do.
+    (2, 39, "batch:4")])
+def test_mesh_that_fits(parts, memory, mesh):
   config = types.SimpleNamespace(
       mesh_shape=mtf.convert_to_shape("batch:1"), batch_size=8,
-      num_microbatches=1,
+      num_microbatches=parts,
       layout_rules=mtf.convert_to_layout_rules("batch:batch,experts:batch"))
   variable = types.SimpleNamespace(
       shape=mtf.convert_to_shape("experts:4,d:4"), slice_dtype=tf.float32)
   advice = fit.advise(
       memory_of(weights=64, activations=8), config,
-      devices.Device("d", 40, None),
+      devices.Device("d", memory, None),
       types.SimpleNamespace(all_variables=[variable]))
-  assert advice == fit.Advice(
-      fits=False, largest_batch=0, meshes=["batch:2"])
-
-
-def test_mesh_that_fits_in_parts_of_a_batch():
-  # As above, but 8 sequences in 2 parts of 4, of 8 bytes. On 2 processors each
-  # has one part of 4: 32 + 8 do not fit in 39. On 4, 2 sequences: 16 + 4 do.
-  config = types.SimpleNamespace(
-      mesh_shape=mtf.convert_to_shape("batch:1"), batch_size=8,
-      num_microbatches=2,
-      layout_rules=mtf.convert_to_layout_rules("batch:batch,experts:batch"))
-  variable = types.SimpleNamespace(
-      shape=mtf.convert_to_shape("experts:4,d:4"), slice_dtype=tf.float32)
-  advice = fit.advise(
-      memory_of(weights=64, activations=8), config,
-      devices.Device("d", 39, None),
-      types.SimpleNamespace(all_variables=[variable]))
-  assert advice.meshes == ["batch:4"]
+  assert advice == fit.Advice(fits=False, largest_batch=0, meshes=[mesh])

@@ -60,9 +60,8 @@ def compare(
     **unused_kwargs: see `estimator`.
 
   Raises:
-    ValueError: if the model_dir is on a remote file system, `at_once` is not a
-      positive whole number, `from_runs` names a model that does not come
-      before, or the gin files of a finished run have changed.
+    ValueError: if the model_dir is remote, `at_once` is not positive, `from_runs`
+      names a later model, or the gin files of a finished run have changed.
     SystemExit: if a run failed or was interrupted.
   """
   errors.require_whole("compare", at_least=1, at_once=at_once)

@@ -100,6 +100,26 @@ def remember_only_what_relu_gave() -> None:
   ops._relu_grad = relu_gradient
 
 
+def gradients_of_slices(outputs: int) -> Callable[..., tuple[tf.Tensor, ...]]:
+  """Returns a function that differentiates what a processor has computed.
+
+  Args:
+    outputs: number of tensors that were computed.
+
+  Returns:
+    A function of the outputs, their gradients and the inputs, in that order. It
+      returns the gradients of the inputs, zeros where there are none.
+  """
+  def gradients(*slices: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    ys, dys, xs = (slices[:outputs], slices[outputs:2 * outputs],
+                   slices[2 * outputs:])
+    return tuple(tf.gradients(
+        list(ys), list(xs), list(dys),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO))
+
+  return gradients
+
+
 def differentiate_in_place() -> None:
   """Computes the gradient of each slice on the processor of that slice.
 
@@ -113,17 +133,9 @@ def differentiate_in_place() -> None:
   def lower(self, lowering):
     forward = self._forward_op
     tensors = [*forward.outputs, *self._grad_ys, *forward.inputs]
-    outputs = len(forward.outputs)
-
-    def gradients(*slices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-      ys, dys, xs = (slices[:outputs], slices[outputs:2 * outputs],
-                     slices[2 * outputs:])
-      return tuple(tf.gradients(
-          list(ys), list(xs), list(dys),
-          unconnected_gradients=tf.UnconnectedGradients.ZERO))
-
     found = lowering.mesh_impl(self).slicewise(
-        gradients, *(lowering.tensors[x] for x in tensors))
+        gradients_of_slices(len(forward.outputs)),
+        *(lowering.tensors[x] for x in tensors))
     for x, gradient in zip(self.outputs, found, strict=True):
       lowering.set_tensor_lowering(x, gradient)
 

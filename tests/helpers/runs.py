@@ -86,3 +86,22 @@ def student_flags(teacher, *params, student=STUDENT):
           *(f"--gin_param={binding}" for binding in (
               f"distill_from.checkpoint = '{teacher}'",
               "train_then.phases = []", *params))]
+
+
+# Scores of checkpoints.
+
+
+def evaluated(model_dir, values):
+  """Writes (step, tag) -> value as T5's evaluation does."""
+  writer = tf.summary.FileWriter(str(model_dir / "validation_eval"))
+  for (step, tag), value in values.items():
+    writer.add_summary(tf.Summary(value=[
+        tf.Summary.Value(tag=f"eval/{tag}", simple_value=value)]), step)
+  writer.close()
+
+
+SCORES = {(100, "qa/em"): 10.0, (100, "qa/f1"): 20.0,
+          (200, "qa/em"): 12.0, (200, "qa/f1"): 30.0,
+          (300, "qa/em"): 20.0, (300, "qa/f1"): 21.0,
+          (100, "cola/matthews"): 5.0, (200, "cola/matthews"): 5.0,
+          (300, "cola/matthews"): 4.0}

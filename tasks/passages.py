@@ -54,7 +54,7 @@ def split_passages(text: str, size: int = PASSAGE_CHARACTERS) -> list[str]:
 
 
 def _units(text: str, size: int, borders: tuple) -> Iterator[tuple[str, str]]:
-  """Yields (white space before, piece); only a single word may exceed `size`."""
+  """Yields (white space before, piece); only a lone word may exceed `size`."""
   border, finer = borders[0], borders[1:]
   gap = border if isinstance(border, str) else " "
   parts = (text.split(border) if isinstance(border, str)

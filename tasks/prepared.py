@@ -1,9 +1,9 @@
 """TFDS data sets that are written on first use, atomically.
 
-seqio reads TFDS data sets from disk. These data sets are built from text that is
-already on this machine, so a data set is prepared when a task first needs it.
-It is written to a temporary directory and renamed when it is complete. A killed
-run leaves only a temporary directory, which the next run removes. If two runs
+seqio reads TFDS data sets from disk. The data sets here are built from text on
+this machine, so a data set is prepared when a task first needs it. It is
+written to a temporary directory and renamed when it is complete. A killed run
+leaves only a temporary directory, which the next run removes. If two runs
 prepare a data set at once, one wins and the other uses the winner's result.
 """
 

@@ -6,7 +6,7 @@ model writes the masked tokens. Only the text and the vocabulary differ.
 
 Span corruption joins passages of different sources into one example. To measure
 which expert takes which source, each source has a task `<task>_<source>`, whose
-examples hold only this source. The mixture `<task>_by_source` joins these tasks.
+examples hold only that source; the mixture `<task>_by_source` joins them.
 """
 
 import functools

@@ -159,7 +159,7 @@ def main() -> None:
   """Prints the figures."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--model_dir", help="folder of a run of the stand-ins")
-  parser.add_argument("--json", metavar="FILE", help="file to write the figures to")
+  parser.add_argument("--json", metavar="FILE", help="file for the figures")
   arguments = parser.parse_args()
   found = {"baselines": simple_answers(), "run": {}}
   for task, answers in found["baselines"].items():

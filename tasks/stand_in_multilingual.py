@@ -1,12 +1,13 @@
-"""Span corruption in 100 languages: what stands in for mC4.
+"""Span corruption in 100 languages, the stand-in for mC4.
 
-One data set, with a pair of splits for each language as TFDS's c4/multilingual
-has them; a task for each language, a mixture of all, and one task with the
-text of all as it is: a mixture takes minutes to read, that a second.
+The tasks share one data set, with a pair of splits per language as in TFDS's
+c4/multilingual. Each language has a task; a mixture samples them all; and one
+task holds the text of all languages, unweighted. Reading the mixture takes
+minutes, reading this task a second.
 
-T5's vocabulary was made for four languages, and most scripts are unknown to it;
-no package was found that holds mT5's. So these tasks have a vocabulary of their
-own, of 4,000 pieces, and the mixture has two names, with `_4k` and without.
+T5's vocabulary was made for four languages and lacks most scripts, and no
+package was found that holds mT5's. These tasks therefore have a vocabulary of
+their own, of 4,000 pieces. The mixture has two names, with `_4k` and without.
 """
 
 import gin
@@ -33,14 +34,15 @@ _LANGUAGE_OF = {task_of(language): language for language in LANGUAGES}
 
 @gin.configurable(module="tasks")
 def stand_in_language_rate(task: seqio.Task, alpha: float = 0.3) -> float:
-  """Returns a language's rate in the mixture: its size to the power alpha.
+  """Returns a language's rate in the mixture: its size in bytes ** alpha.
 
-  mT5 (arXiv 2010.11934, section 3.2) samples mC4 so, by number of examples.
+  mT5 (arXiv 2010.11934, section 3.2) takes the number of examples as the size.
   Here each language has the same 26 articles, so the size is in bytes.
 
   Args:
-    task: of the language.
-    alpha: 1 samples languages in proportion to their text, 0 all alike.
+    task: task of the language.
+    alpha: exponent. 1 samples languages in proportion to their text, 0 all
+      languages equally often.
   """
   splits = task.source.tfds_dataset.info.splits
   return splits[_LANGUAGE_OF[task.name]].num_bytes ** alpha

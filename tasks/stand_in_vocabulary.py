@@ -3,9 +3,9 @@
     python -m tasks.fetch stand_ins
     python -m tasks.stand_in_vocabulary
 
-It has 4,000 pieces with T5's ids for padding, end of sequence and unknown, for
-100 languages in their scripts. Rare characters are written in bytes, so that no
-text holds an unknown piece.
+The vocabulary has 4,000 pieces for 100 languages in their scripts, and T5's ids
+for padding, end of sequence and unknown. Rare characters are written as bytes,
+so that no text holds an unknown piece.
 """
 
 import os
@@ -30,14 +30,14 @@ def training_lines(examples: dict[str, list[Passage]]) -> list[str]:
 
 
 def train(lines: list[str], num_pieces: int = 4000) -> bytes:
-  """Returns a serialized model that knows every character, by its bytes.
+  """Returns a serialized model that knows every character, rare ones as bytes.
 
-  Of nmt_nfkc it has the white space only, the rest being done in the data: the
-  whole table would make a file of 60 kB one of 300.
+  The model has only the white-space rules of nmt_nfkc, because the data is
+  already normalized; the whole table would grow the file from 60 kB to 300 kB.
 
   Args:
-    lines: of text.
-    num_pieces: size, of which 256 are bytes.
+    lines: lines of text to train on.
+    num_pieces: number of pieces, of which 256 are bytes.
   """
   with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
     rules.writelines(f"{space}\t20\n" for space in _WHITE_SPACE)
@@ -46,7 +46,7 @@ def train(lines: list[str], num_pieces: int = 4000) -> bytes:
         train_vocabulary.train(
             lines, num_pieces, byte_fallback=True, character_coverage=0.999,
             normalization_rule_tsv=rules.name))
-  # The same lines shall give the same bytes.
+  # The name of a temporary file would make equal models differ in bytes.
   model.normalizer_spec.ClearField("normalization_rule_tsv")
   return model.SerializeToString(deterministic=True)
 

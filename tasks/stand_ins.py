@@ -1,11 +1,11 @@
-"""Labelled stand-ins: tasks in the manner of the paper's, on data one can have.
+"""Labelled stand-ins for the paper's tasks, on data that anyone can obtain.
 
-Each has the text format, the postprocessing and the metrics of what it stands
-in for, by T5's own functions; the data is other data, so the figures cannot be
-compared with published ones. docs/stand_ins.md says what each is. With T5's
-vocabulary, and as `..._4k` with a small one.
+A stand-in has the text format, the postprocessing and the metrics of the task
+that it stands in for, by T5's own functions. The data is different, so the
+figures cannot be compared with published ones. docs/stand_ins.md describes each
+stand-in. Each exists with T5's vocabulary, and as `..._4k` with a small one.
 
-The data is fetched by `python -m tasks.fetch stand_ins` and prepared when a
+`python -m tasks.fetch stand_ins` fetches the data, which is prepared when a
 task first reads it.
 """
 
@@ -36,21 +36,21 @@ from tasks.stand_in_data import (
 )
 
 VOCABULARIES = {"": vocabularies.T5, "_4k": vocabularies.SMALL_4K}
-# As GLUE's CoLA and SST-2 have them.
+# The labels of GLUE's CoLA and SST-2.
 ACCEPTABILITY_LABELS = ("unacceptable", "acceptable")
 SENTIMENT_LABELS = ("negative", "positive")
-# Passages of articles, of as many words as 64 tokens hold, and how many of them
-# a headline has.
+# In words: a passage is as long as 64 tokens hold, and an opening as long as a
+# headline.
 OPENING = "stand_in_opening"
 PASSAGE_WORDS, PASSAGE_STRIDE, OPENING_WORDS = 60, 40, 5
 
 
 @gin.configurable("stand_ins", module="tasks")
 def stand_ins_directory(directory: str | None = None) -> str:
-  """Returns where the fetched data stands.
+  """Returns the directory of the fetched data.
 
   Args:
-    directory: of the files; if None, the cache directory.
+    directory: the directory; if None, the cache directory.
   """
   return directory or cache_dir()
 
@@ -59,7 +59,7 @@ def fetched_file(name: str) -> str:
   """Returns the path of a stand-in's fetched data.
 
   Raises:
-    ValueError: if it was not fetched.
+    ValueError: if the data was not fetched.
   """
   path = os.path.join(stand_ins_directory(), f"{name}.jsonl")
   if not os.path.exists(path):
@@ -76,9 +76,9 @@ def source(
   """Returns the data source of a stand-in.
 
   Args:
-    name: of the stand-in.
-    features: TFDS features of its examples; if None, those of passages.
-    **kwargs: passed on to PreparedSource.
+    name: name of the stand-in.
+    features: TFDS features of the examples; if None, those of passages.
+    **kwargs: further arguments of PreparedSource.
   """
   def data_dir() -> str:
     return prepare(
@@ -89,17 +89,17 @@ def source(
 
 
 def ask(dataset):
-  """Gives questions the format of T5's closed-book TriviaQA.
+  """Formats questions as T5's closed-book TriviaQA does.
 
-  That format is "How Much Knowledge Can You Pack Into the Parameters of a
-  Language Model?", arXiv 2002.08910.
+  The format is that of "How Much Knowledge Can You Pack Into the Parameters of
+  a Language Model?", arXiv 2002.08910.
 
   Args:
-    dataset: of {"question", "answers"}.
+    dataset: data set of {"question", "answers"}.
 
   Returns:
-    A data set of {"inputs", "targets", "answers"}; the target is the first of
-      the answers, and any of them is right.
+    A data set of {"inputs", "targets", "answers"}; the target is the first
+    answer, and every answer counts as right.
   """
   return dataset.map(lambda ex: {
       "inputs": "trivia question: " + ex["question"],
@@ -108,18 +108,19 @@ def ask(dataset):
 
 
 def openings(dataset):
-  """Makes passages of articles, to be summarised by their first words.
+  """Cuts articles into passages, each summarised by its first words.
 
-  Nothing but copying solves it, which a model must know before it can learn
-  from a few headlines.
+  Only copying solves this task; a model must know how to copy before it can
+  learn from a few headlines.
 
   Args:
-    dataset: of {"document"}.
+    dataset: data set of {"document"}.
 
   Returns:
-    A data set of {"document", "summary"}, several of an article.
+    A data set of {"document", "summary"}, with several passages per article.
   """
   def of_article(ex):
+    """Returns the data set of one article's passages."""
     words = tf.strings.split(ex["document"])
     last = tf.maximum(tf.size(words) - PASSAGE_WORDS, 1)
     return tf.data.Dataset.range(
@@ -133,7 +134,7 @@ def openings(dataset):
 
 
 def summarize(dataset):
-  """T5's format for summaries, of {"document", "summary"}."""
+  """Formats {"document", "summary"} as T5 formats its summaries."""
   return preprocessors.summarize(
       dataset, article_key="document", summary_key="summary")
 
@@ -146,12 +147,12 @@ def add_task(
   """Registers a stand-in with each vocabulary.
 
   Args:
-    name: of the data set and, with the vocabulary's suffix, of the task.
+    name: name of the data set and, with the vocabulary's suffix, of the task.
     features: TFDS features of the data set.
-    to_text: a preprocessor that makes "inputs" and "targets".
+    to_text: preprocessor that makes "inputs" and "targets".
     metric_fns: see seqio.Task.
     postprocess_fn: see seqio.Task.
-    data: name of the data set, where it is another's.
+    data: name of the data set, if it differs from `name`.
   """
   steps = [to_text, seqio.preprocessors.tokenize,
            seqio.CacheDatasetPlaceholder(),
@@ -173,8 +174,8 @@ def add_classification(
   """Registers a stand-in for a task of GLUE on single sentences.
 
   Args:
-    name: of the stand-in.
-    glue_name: of the task in GLUE, which begins the inputs.
+    name: name of the stand-in.
+    glue_name: name of the task in GLUE, which begins the inputs.
     labels: names of the labels.
     metric_fns: see seqio.Task.
   """
@@ -208,7 +209,7 @@ add_task(TITLE, _ARTICLE, summarize, [metrics.rouge])
 for _suffix in VOCABULARIES:
   seqio.MixtureRegistry.add(
       f"stand_in_summaries{_suffix}",
-      # Few headlines: with more of them a small model learns them by heart.
+      # At a higher rate, a small model memorizes the few headlines.
       [(HEADLINE + _suffix, 0.2), (OPENING + _suffix, 1.0),
        (TITLE + _suffix, 1.0)])
   seqio.MixtureRegistry.add(

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def temporary_directory(parent: str, name: str) -> Iterator[str]:
-  """Gives a fresh directory in `parent`, out of which a rename is atomic.
+  """Creates a directory in `parent`, and removes the directory at the end.
 
-  It is removed in the end. What processes that no longer run have left under
-  the same name is removed first.
+  A rename from this directory into `parent` is atomic. Directories that dead
+  processes left under the same name are removed first.
 
   Args:
-    parent: where to make it; made if missing.
-    name: beginning of its name, the same in every run.
+    parent: folder of the directory; created if missing.
+    name: beginning of the directory's name, the same in every run.
 
   Yields:
-    The path.
+    The path of the directory.
 
   Raises:
     ValueError: if `parent` cannot be written.
@@ -42,6 +42,7 @@ def temporary_directory(parent: str, name: str) -> Iterator[str]:
 
 
 def _remove_leftovers(parent: str, prefix: str) -> None:
+  """Removes the temporary directories of processes that no longer run."""
   for entry in os.listdir(parent):
     process = entry.removeprefix(prefix).split("-")[0]
     if entry.startswith(prefix) and not _is_running(process):
@@ -49,7 +50,7 @@ def _remove_leftovers(parent: str, prefix: str) -> None:
 
 
 def _is_running(process: str) -> bool:
-  """Says whether a process of this machine still runs."""
+  """Returns whether a process of this machine still runs."""
   try:
     os.kill(int(process), 0)
   except (ProcessLookupError, ValueError):

@@ -1,7 +1,7 @@
-"""The text that comes with the repository, as the data set public_domain_text.
+"""The data set public_domain_text: the text that comes with the repository.
 
-`data/public_domain.jsonl.xz` holds whole documents with their split; the data
-set holds passages of about 2 kB, as T5's own pre-training documents have.
+`data/public_domain.jsonl.xz` holds whole documents with their splits. The data
+set holds passages of about 2 kB, the size of T5's own pre-training documents.
 """
 
 import collections
@@ -24,13 +24,13 @@ BUNDLED_TEXT = os.path.join(
 
 
 class Document(NamedTuple):
-  """A whole work.
+  """A whole document of a corpus.
 
   Attributes:
     text: clean text.
-    source: one of the corpus' sources.
-    name: name within the source.
-    split: "train" or "validation"; empty while it is undecided.
+    source: name of one of the corpus' sources.
+    name: name of the document within the source.
+    split: "train" or "validation"; empty while not yet chosen.
     domain: a finer label within the source, such as a genre.
   """
 
@@ -75,7 +75,7 @@ def passages_by_split(
 
 
 def public_domain_dir() -> str:
-  """Prepares public_domain_text if need be; returns its data directory."""
+  """Prepares public_domain_text if necessary and returns its data directory."""
   return prepare(NAME, VERSION, lambda: passages_by_split(read_documents()),
                  os.path.join(cache_dir(), "tfds"))
 

@@ -1,8 +1,8 @@
-"""Turns examples into text for the paper's tasks that T5 has none of.
+"""Turns examples into text, for those of the paper's tasks that T5 lacks.
 
-Written as T5 writes its own: the task's name first, then each field after its
-name and a colon; the target is the answer's text. A label that is withheld, as
-in test splits, is "<unk>" as with T5.
+The format follows T5's: the task's name first, then each field after its name
+and a colon; the target is the text of the answer. A withheld label, as in test
+splits, is "<unk>", as in T5.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ Example = Mapping[str, Any]
 
 def _closed_book(
     name: str, x: Example, answer: tf.Tensor, accepted: tf.Tensor) -> Example:
+  """Returns a question as an input, with its target and accepted answers."""
   return {
       "inputs": tf.strings.join([f"{name} question: ", x["question"]]),
       "targets": answer,
@@ -25,9 +26,10 @@ def _closed_book(
 
 @seqio.map_over_dataset
 def natural_questions(x: Example) -> Example:
-  """"nq question: ..." -> the first of the accepted answers.
+  """Builds "nq question: ..." -> the first of the accepted answers.
 
-  This and the next two are as in google-research's t5_closed_book_qa.
+  This format and those of `web_questions` and `trivia_qa` are from
+  google-research's t5_closed_book_qa.
 
   Args:
     x: an example of natural_questions_open.
@@ -37,24 +39,24 @@ def natural_questions(x: Example) -> Example:
 
 @seqio.map_over_dataset
 def web_questions(x: Example) -> Example:
-  """"wq question: ..." -> the first of the accepted answers."""
+  """Builds "wq question: ..." -> the first of the accepted answers."""
   return _closed_book("wq", x, x["answers"][0], x["answers"])
 
 
 @seqio.map_over_dataset
 def trivia_qa(x: Example) -> Example:
-  """"trivia_qa question: ..." -> the answer; its aliases are accepted."""
+  """Builds "trivia_qa question: ..." -> the answer, with accepted aliases."""
   return _closed_book(
       "trivia_qa", x, x["answer"]["value"], x["answer"]["aliases"])
 
 
 @seqio.map_over_dataset
 def arc(x: Example, name: str) -> Example:
-  """"arc_easy question: ... choices: (A) ... (B) ..." -> the right choice.
+  """Builds "arc_easy question: ... choices: (A) ... (B) ..." -> right choice.
 
   Args:
     x: an example of ai2_arc; most have four choices, some three or five.
-    name: what the input begins with.
+    name: name of the task, with which the input begins.
   """
   texts, labels = x["choices"]["text"], x["choices"]["label"]
   letters = tf.gather([f"({letter}) " for letter in "ABCDE"], labels)
@@ -70,9 +72,9 @@ def arc(x: Example, name: str) -> Example:
 
 @seqio.map_over_dataset
 def winogrande(x: Example) -> Example:
-  """"winogrande sentence: ... option1: ... option2: ..." -> the right option.
+  """Builds "winogrande sentence: ... option1: ... option2: ..." -> option.
 
-  The sentence holds "_" where the option belongs.
+  The target is the right option; the sentence holds "_" in its place.
 
   Args:
     x: an example of winogrande.
@@ -90,16 +92,16 @@ def as_generated(
     text: str, vocabulary: seqio.Vocabulary, is_target: bool = False,
     **unused_kwargs
 ) -> str:
-  """A `postprocess_fn`: an answer in lower case, for comparison.
+  """Returns an answer in lower case, for comparison; a `postprocess_fn`.
 
   A target is encoded and decoded, so that a character that the vocabulary lacks
-  does not make the right answer wrong.
+  does not make a right answer count as wrong.
 
   Args:
-    text: of the model, or of a target.
-    vocabulary: of the targets.
-    is_target: which of the two.
-    **unused_kwargs: what else a postprocess_fn gets.
+    text: text of the model's output or of a target.
+    vocabulary: vocabulary of the targets.
+    is_target: whether `text` is a target.
+    **unused_kwargs: further arguments of a postprocess_fn.
   """
   if is_target:
     text = vocabulary.decode(vocabulary.encode(text))

@@ -1,7 +1,7 @@
-"""TFDS data sets that others publish: where they stand, and who fetches them.
+"""Finds the TFDS data sets that others publish, and prepares missing ones.
 
-They are downloaded and prepared by TFDS when they are first read or, with
-`offline.value = True`, never.
+TFDS downloads and prepares a data set when the data set is first read, or
+never, with `offline.value = True`.
 """
 
 import functools
@@ -31,17 +31,17 @@ def data_dir(path: str | None = None) -> str:
 
 
 def ready_dir(name: str) -> str:
-  """Makes sure that a data set is there; returns its data directory.
+  """Prepares a data set if it is missing, and returns its data directory.
 
-  T5's flag `--t5_tfds_data_dir` goes before the binding `tfds_data.path`, as
-  it does for T5's own tasks.
+  T5's flag `--t5_tfds_data_dir` takes precedence over the binding
+  `tfds_data.path`, as for T5's own tasks.
 
   Args:
-    name: TFDS name with version: "glue/cola:2.0.0".
+    name: TFDS name with version, such as "glue/cola:2.0.0".
 
   Raises:
-    ValueError: if it is not there, and the run is offline or this TFDS cannot
-      prepare it.
+    ValueError: if the data set is missing, and the run is offline or this TFDS
+      cannot prepare the version.
   """
   directory = seqio.LazyTfdsLoader(name).data_dir or data_dir()
   if is_offline() and is_remote(directory):
@@ -57,18 +57,18 @@ def ready_dir(name: str) -> str:
 
 
 def _folder(name: str) -> str:
-  """Where TFDS puts a data set, inside its data directory."""
+  """Returns the folder of a data set inside TFDS's data directory."""
   return name.replace(":", "/")
 
 
 def _is_complete(name: str, directory: str) -> bool:
-  """Says whether TFDS wrote all of a data set: it writes this file last."""
+  """Returns whether a data set is complete: TFDS writes this file last."""
   return tf.io.gfile.exists(
       os.path.join(directory, _folder(name), "dataset_info.json"))
 
 
 def _prepared_version(name: str) -> str:
-  """Returns the one version that this TFDS prepares; it reads older ones."""
+  """Returns the one version that TFDS prepares; TFDS also reads older ones."""
   name, _, config = name.split(":")[0].partition("/")
   builder = tfds.builder_cls(name)
   version = config and builder.builder_configs[config].version
@@ -76,6 +76,7 @@ def _prepared_version(name: str) -> str:
 
 
 def _how_to_bring(name: str, directory: str) -> str:
+  """Returns the error message for a missing data set, with its remedy."""
   folder = _folder(name)
   prepared = _prepared_version(name)
   where = (
@@ -92,27 +93,27 @@ def _how_to_bring(name: str, directory: str) -> str:
 
 
 class TfdsSource(PreparedSource):
-  """A published TFDS data set that is there, or is fetched, or is an error."""
+  """A data source of a published TFDS data set, prepared if missing."""
 
   def __init__(
       self, name: str,
       splits: Iterable[str] | Mapping[str, str] | None = None):
-    """Records what to read.
+    """Stores what to read.
 
     Args:
       name: TFDS name with version.
-      splits: names of the splits, or a mapping from a task's splits to those of
-        the data set; None for all that the data set has.
+      splits: names of the splits, or a mapping from the task's splits to those
+        of the data set; None for all splits of the data set.
     """
     super().__init__(name, functools.partial(ready_dir, name), splits)
     self.name = name
 
   @property
   def splits(self) -> Iterable[str]:
-    """Names of the splits.
+    """The names of the splits.
 
-    A mixture asks for the splits of all its tasks before it reads any of them:
-    what is missing is found then.
+    A mixture asks for the splits of all its tasks before it reads any task, so
+    a missing data set is found at once.
     """
     ready_dir(self.name)
     return super().splits

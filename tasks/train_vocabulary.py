@@ -2,9 +2,9 @@
 
     python -m tasks.train_vocabulary
 
-On a CPU the softmax over T5's 32,128 pieces costs more than a small model's
-layers. These have 1,000 and 4,000 pieces, and T5's ids for padding, end of
-sequence and unknown.
+On a CPU, the softmax over T5's 32,128 pieces costs more than a small model's
+layers. The small vocabularies have 1,000 and 4,000 pieces, and T5's ids for
+padding, end of sequence and unknown.
 """
 
 import io
@@ -25,8 +25,8 @@ def train(sentences: list[str], num_pieces: int, **options: Any) -> bytes:
   Args:
     sentences: lines of text; the same lines in the same order give the same
       bytes.
-    num_pieces: size, including the three special pieces.
-    **options: of sentencepiece, in place of those for English.
+    num_pieces: number of pieces, including the three special ones.
+    **options: options of sentencepiece that replace those for English.
   """
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(

@@ -1,7 +1,7 @@
 """The vocabularies: T5's, mT5's, and small ones for runs on a CPU.
 
-All have pad 0, end of sequence 1, unknown 2, and 100 sentinels at the end, the
-first sentinel having the highest id.
+All have id 0 for padding, 1 for end of sequence and 2 for unknown, and 100
+sentinels at the end; the first sentinel has the highest id.
 """
 
 import os
@@ -27,16 +27,16 @@ def small_model(thousands: int) -> str:
 
 
 def vocabulary(model_file: str) -> seqio.SentencePieceVocabulary:
-  """Returns a vocabulary with T5's sentinels; the file is read when needed."""
+  """Returns a vocabulary with T5's sentinels; the file is read on first use."""
   return seqio.SentencePieceVocabulary(model_file, extra_ids=EXTRA_IDS)
 
 
 class VocabularyFile(NamedTuple):
-  """What a vocabulary is read from.
+  """The file of a vocabulary.
 
   Attributes:
-    path: of a sentencepiece model.
-    extra_ids: how many sentinels to add to those that the model holds itself.
+    path: path of a sentencepiece model.
+    extra_ids: number of sentinels to add to those that the model itself holds.
   """
 
   path: str
@@ -44,20 +44,21 @@ class VocabularyFile(NamedTuple):
 
 
 class BoundVocabulary(seqio.SentencePieceVocabulary):
-  """A vocabulary whose file gin names, looked up when it is first used.
+  """A vocabulary whose file is bound in gin and looked up on first use.
 
-  Tasks are registered before gin files are read.
+  An earlier lookup is impossible: tasks are registered before gin files are
+  read.
   """
 
   def __init__(
       self, bound: Callable[..., VocabularyFile],
       published_size: int | None = None):
-    """Records where to ask.
+    """Stores where to look the file up.
 
     Args:
-      bound: gives the file.
-      published_size: ids of the published file. A model can be planned with
-        that while no file is bound; text needs the file.
+      bound: function that returns the file.
+      published_size: number of ids of the published file. While no file is
+        bound, a model can be planned with this size; text needs the file.
     """
     super().__init__("", extra_ids=EXTRA_IDS)
     self._bound = bound
@@ -65,12 +66,13 @@ class BoundVocabulary(seqio.SentencePieceVocabulary):
 
   @property
   def vocab_size(self) -> int:
-    """Ids, those of sentinels included."""
+    """The number of ids, those of the sentinels included."""
     if self._published_size and "path" not in gin.get_bindings(self._bound):
       return self._published_size
     return super().vocab_size
 
   def _model_context(self):
+    """Returns the loaded model, after looking its file up on first use."""
     if self._model is None:
       self._sentencepiece_model_file, self._extra_ids = self._bound()
     return super()._model_context()
@@ -82,11 +84,11 @@ def t5_vocabulary(
   """Returns the vocabulary of all tasks that name no other.
 
   Args:
-    path: a sentencepiece model; T5's own 32,000 pieces by default.
-    extra_ids: how many sentinels to add to it.
+    path: path of a sentencepiece model; T5's own 32,000 pieces by default.
+    extra_ids: number of sentinels to add to the model.
 
   Raises:
-    ValueError: if there is no such file.
+    ValueError: if the file does not exist.
   """
   return _existing("t5_vocabulary", "a sentencepiece model",
                    VocabularyFile(path, extra_ids))
@@ -98,11 +100,13 @@ def mt5_vocabulary(
   """Returns the vocabulary of the multilingual tasks.
 
   Args:
-    path: a sentencepiece model; there is none to be had without the network.
-    extra_ids: how many sentinels to add to it. mT5's own file holds them.
+    path: path of a sentencepiece model; no default, because mT5's is available
+      from the network only.
+    extra_ids: number of sentinels to add to the model; mT5's own file already
+      holds them.
 
   Raises:
-    ValueError: if there is no such file.
+    ValueError: if the file does not exist.
   """
   return _existing(
       "mt5_vocabulary",
@@ -112,6 +116,7 @@ def mt5_vocabulary(
 
 
 def _existing(who: str, what: str, file: VocabularyFile) -> VocabularyFile:
+  """Returns the file; raises ValueError if the file cannot be read."""
   path = file.path or ""
   there = not is_offline() if is_remote(path) else os.path.isfile(path)
   if not there:

@@ -1,5 +1,10 @@
 import switch_mtf.upstream  # noqa: F401  isort:skip  (before mesh_tensorflow)
 
+import contextlib
+import ctypes
+import gc
+import sys
+
 import gin
 import mesh_tensorflow as mtf
 import pytest
@@ -38,6 +43,20 @@ def fresh_graph():
   """Gives every test a TensorFlow graph of its own."""
   with tf.Graph().as_default():
     yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_memory(request):
+  """Lets go of the graphs and sessions that a file of tests keeps."""
+  yield
+  helpers = (m for name, m in sys.modules.items() if name.startswith("helpers"))
+  for module in (request.module, *helpers):
+    for value in list(vars(module).values()):
+      if hasattr(value, "cache_clear"):
+        value.cache_clear()
+  gc.collect()
+  with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def test_it_holds_no_weights(built):
   kinds = [op.type for op in built.train_op.graph.get_operations()]
   # The global step alone.
   assert kinds.count("VarHandleOp") == 1 and "VariableV2" not in kinds
-  assert kinds.count("MatMul") > 20
+  assert kinds.count("MatMul") > 10
 
 
 def test_operations_of_loops_are_listed(clean_gin, loops_of_t5):

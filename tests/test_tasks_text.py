@@ -281,7 +281,7 @@ def test_local_text_without_a_file(path):
   gin.bind_parameter("local_text.path", path)
   with pytest.raises(ValueError, match=(
       f"local_text: path must be a text file, with path={path!r}, which is "
-      "none. Set local_text.path = '<file>'")):
+      "not a file. Set local_text.path = '<file>'")):
     first_inputs("local_text_span_corruption")
 
 
@@ -289,7 +289,7 @@ def test_local_text_reads_the_bound_vocabulary():
   gin.bind_parameter("local_text.vocabulary", "no/such.model")
   with pytest.raises(ValueError, match=(
       "local_text: the vocabulary must be a sentencepiece model, with "
-      "vocabulary='no/such.model', which is no file. Set "
+      "vocabulary='no/such.model', which is not a file. Set "
       "local_text.vocabulary")):
     _ = local_text.LocalVocabulary().vocab_size
   gin.bind_parameter(

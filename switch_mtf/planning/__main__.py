@@ -14,29 +14,34 @@ from switch_mtf.training import guards
 
 
 def _arguments() -> argparse.Namespace:
+  """Parses the flags."""
   parser = argparse.ArgumentParser(
       prog="python -m switch_mtf.planning", description=__doc__)
   parser.add_argument("--gin_file", action="append", default=[],
-                      help="as for run_t5.py; a model alone is planned as the "
-                      "paper's pre-training")
+                      help="as for run_t5.py; a model without a run is planned "
+                      "as the paper's pre-training")
   parser.add_argument("--gin_param", action="append", default=[])
   parser.add_argument("--module_import", action="append", default=["tasks"])
   parser.add_argument("--mesh_shape", help="e.g. batch:32 or model:8,batch:64")
   parser.add_argument("--device", choices=devices.names(),
-                      help="cpu for one processor, else tpu_v3, by default")
+                      help="default: cpu for one processor, else tpu_v3")
   parser.add_argument("--json", action="store_true")
   for flag in ("--model_dir", "--tpu"):
-    parser.add_argument(flag, help="not used: so that a command of run_t5.py "
-                        "can be planned by replacing its first words")
+    parser.add_argument(flag, help="ignored; accepted so that the flags of a "
+                        "run_t5.py command can be used unchanged")
   parser.add_argument("--picture", metavar="FILE",
                       help="draw which core holds which slices")
   return parser.parse_args()
 
 
 def main() -> int:
-  """Plans what the arguments say; 0 if it fits, 1 if not, 2 if it is wrong."""
+  """Prints the plan of a run.
+
+  Returns:
+    0 if the run fits, 1 if it does not, 2 if it could not start.
+  """
   arguments = _arguments()
-  # gin reports as an error each folder in which it does not find a file.
+  # gin logs an error for each search path that lacks a file.
   logging.getLogger().setLevel(logging.CRITICAL)
   for name in arguments.module_import:
     importlib.import_module(name)

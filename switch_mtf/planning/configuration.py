@@ -1,4 +1,4 @@
-"""Resolves gin files as `run_t5.py` would, up to the graph."""
+"""Resolves gin files as `run_t5.py` does before it builds the graph."""
 
 import copy
 import dataclasses
@@ -17,25 +17,25 @@ from switch_mtf.mesh import mesh_axis
 from switch_mtf.upstream import fixes, seams
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What a model, or a model and a layout, without a run are planned as.
+# The run that a model, or a model with a layout, is planned as.
 PAPER_RUN = "gin/experiments/paper/table9/_common.gin"
-# Nothing is written, but without a name TensorFlow makes a folder.
+# The planner writes nothing, but without a name TensorFlow makes a folder.
 NOWHERE = "model_dir"
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-  """A training run, resolved.
+  """A resolved training run.
 
   Attributes:
-    mode: what the gin files say: "train", "eval", ...
-    arguments: of `tpu_estimator_model_fn`, by name.
-    train_steps: of the run.
-    num_microbatches: that a step's batch is cut into.
-    device: name of the device of its processors.
-    train_model_fn: what `utils.run` would hand the run to.
-    added: gin files and bindings that were planned beside those that were
-      given; None where these are a run.
+    mode: mode in the gin files: "train", "eval", ...
+    arguments: arguments of `tpu_estimator_model_fn`, by name.
+    train_steps: number of the last step.
+    num_microbatches: number of microbatches of a step.
+    device: name of the device that each processor is, such as "tpu_v3".
+    train_model_fn: function that `utils.run` would call to train.
+    added: gin files and bindings that completed the given files to a run; None
+      if the given files are a run.
   """
 
   mode: str
@@ -48,17 +48,17 @@ class Configuration:
 
   @property
   def is_tpu(self) -> bool:
-    """Whether its layers compute as on TPU."""
+    """Whether the layers compute as on TPU."""
     return self.device.startswith("tpu")
 
   @property
   def mesh_shape(self) -> mtf.Shape:
-    """Of the run."""
+    """The mesh of the run."""
     return self.arguments["mesh_shape"]
 
   @property
   def layout_rules(self) -> mtf.LayoutRules:
-    """Of the run."""
+    """The layout rules of the run."""
     return self.arguments["layout_rules"]
 
   @property
@@ -73,7 +73,7 @@ class Configuration:
 
   @property
   def tokens_per_step(self) -> int:
-    """Tokens of a step, padding included."""
+    """Tokens of a step, including padding."""
     return self.batch_size * sum(self.sequence_length.values())
 
 
@@ -84,20 +84,24 @@ def resolve(
     device: str | None = None,
     mesh_shape: str | None = None,
 ) -> Configuration:
-  """Parses gin files over T5's defaults and finds out what run they are.
+  """Resolves gin files, on top of T5's defaults, to a training run.
+
+  Clears gin's earlier bindings and keeps those of the run, which building the
+  graph needs.
 
   Args:
-    gin_paths: as for `run_t5.py`. If they are a model, or a model and a layout,
-      the paper's pre-training follows, in groups that the mesh can have.
-    gin_params: bindings that win over the files.
-    device: of the run's processors; by default cpu for one, tpu_v3 for several.
-    mesh_shape: in place of `utils.run.mesh_shape`.
+    gin_paths: gin files, as for `run_t5.py`. The paper's pre-training is added
+      to a model, or a model with a layout, in groups that fit the mesh.
+    gin_params: bindings that override the files.
+    device: name of the device that each processor is; by default cpu for one
+      processor and tpu_v3 for several.
+    mesh_shape: mesh that replaces `utils.run.mesh_shape`.
 
   Returns:
-    The run. Gin keeps its bindings, for the graph, and none from before.
+    The run.
 
   Raises:
-    ValueError: where the run would raise one.
+    ValueError: if the run itself would raise one.
   """
   device, added = _parse(gin_paths, gin_params, device, mesh_shape)
   found = {}
@@ -128,10 +132,10 @@ def _parse(
     paths: Sequence[str], params: Sequence[str], device: str | None,
     mesh_shape: str | None,
 ) -> tuple[str, tuple[list[str], list[str]] | None]:
-  """Parses as T5's main does and locks the configuration.
+  """Parses gin files as T5's main does, and locks the configuration.
 
   Returns:
-    The device, and what was added to the files.
+    The name of the device, and the files and bindings that were added, or None.
   """
   if not paths:
     raise ValueError(
@@ -170,12 +174,12 @@ def _parse(
 def _missing_files(
     kinds: set[str], mesh_shape: str | None, device: str | None
 ) -> list[str]:
-  """Files that make a run of a model, or of a model and a layout.
+  """Returns the files that complete a model, or a model with a layout.
 
   Args:
-    kinds: folders of what was given.
-    mesh_shape: in place of the layout's.
-    device: of the run's processors.
+    kinds: names of the folders of the given files, such as "models".
+    mesh_shape: mesh that replaces the layout's, or None.
+    device: name of the device that each processor is, or None.
   """
   if "models" not in kinds or not kinds <= {"models", "layouts"}:
     return []
@@ -187,10 +191,12 @@ def _missing_files(
 
 
 def _fit_groups() -> list[str]:
-  """Binds the largest groups that a core can have, up to the model's.
+  """Binds the largest group sizes that divide a core's tokens.
+
+  The model's own group size is the upper limit.
 
   Returns:
-    The bindings.
+    The bindings, as gin text.
   """
   wanted = bound("SwitchFFN.group_size")
   if wanted is None:
@@ -214,25 +220,25 @@ def _fit_groups() -> list[str]:
 
 
 def replicas() -> int:
-  """Of the experts, each with a part of the batch."""
+  """Returns the number of expert replicas, which share the batch."""
   return bound("utils.tpu_estimator_model_fn.outer_batch_size", 1)
 
 
 def bound(name: str, default: Any = None) -> Any:
-  """What a parameter or macro is bound to, as gin would hand it over.
+  """Returns the value of a parameter or macro, as gin would pass it.
 
   Args:
-    name: "SwitchFFN.group_size" or "%batch_size".
-    default: where nothing is bound.
+    name: name, such as "SwitchFFN.group_size" or "%batch_size".
+    default: value to return if nothing is bound.
   """
   try:
-    return copy.deepcopy(gin.query_parameter(name))  # resolves macros
+    return copy.deepcopy(gin.query_parameter(name))  # copying resolves macros
   except ValueError:
     return default
 
 
 def start_graph_mode() -> None:
-  """What T5's main needs of TensorFlow, once a process."""
+  """Sets TensorFlow up as T5's main does; once per process."""
   tf.logging.set_verbosity(tf.logging.ERROR)
   tf.disable_v2_behavior()
   fixes.use_resource_variables()

@@ -1,4 +1,4 @@
-"""What one core of each kind of machine has."""
+"""Memory and speed of one core of each kind of machine."""
 
 import dataclasses
 import os
@@ -12,15 +12,15 @@ class Device:
   """One processor of a mesh.
 
   Attributes:
-    name: as given by --device.
-    memory: bytes that a core has, for everything.
-    peak_flops: multiply-adds count twice; float32 on CPU, bfloat16 elsewhere;
-      None if not known.
-    process_bytes: taken before there is any tensor.
-    overhead: memory taken over memory of tensors: what is free between them,
-      and what is computed at the same time.
-    shared: whether the cores of a mesh share that memory and the process, as
-      the processors of one CPU do.
+    name: value of --device.
+    memory: bytes of memory of a core.
+    peak_flops: FLOPs per second in 16-bit floats, where a multiply-add counts
+      as two; None if unknown, as on CPU.
+    process_bytes: bytes that a process takes before it has any tensors.
+    overhead: ratio of the memory taken to the memory of the tensors. The rest
+      is free memory between tensors, and operations that run in parallel.
+    shared: whether the cores of a mesh share `memory` and one process, as the
+      processors of one CPU do.
   """
 
   name: str
@@ -32,11 +32,12 @@ class Device:
 
 
 def _ram() -> int:
+  """Returns the bytes of memory of this machine."""
   return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# Google's and NVIDIA's data sheets. A TPU v2 or v3 chip has two cores, each
-# half of its memory and speed; a v4 chip is used as one core.
+# From Google's and NVIDIA's data sheets. A TPU v2 or v3 chip has two cores, and
+# each has half of the chip's memory and speed; a v4 chip is used as one core.
 _DEVICES = (
     Device("tpu_v2", 8 * GIB, 22.5e12),
     Device("tpu_v3", 16 * GIB, 61.5e12),
@@ -46,26 +47,27 @@ _DEVICES = (
     Device("h100", 80 * GB, 989e12),
 )
 
-# What a training process of one CPU has beside its tensors: the libraries, the
-# graph, and what the input pipeline has read. Both numbers were fitted to runs;
-# results/planning/memory.json has others, by `python -m benchmarks.planner`.
+# Memory that a training process on one CPU takes in addition to its tensors:
+# the libraries, the graph, and the data that the input pipeline has read. Both
+# numbers were fitted to runs. results/planning/memory.json has other runs, made
+# by `python -m benchmarks.planner`.
 CPU_PROCESS_BYTES = 930 * 10**6
 CPU_OVERHEAD = 1.3
 
 
 def names() -> list[str]:
-  """What --device may be."""
+  """Returns the legal values of --device."""
   return ["cpu", *(device.name for device in _DEVICES)]
 
 
 def device(name: str) -> Device:
-  """The device of that name.
+  """Returns the device with a given name.
 
   Args:
     name: one of `names()`.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if no device has that name.
   """
   if name == "cpu":
     return Device("cpu", _ram(), None, CPU_PROCESS_BYTES, CPU_OVERHEAD,

@@ -1,4 +1,4 @@
-"""What gin files come to, before anything is started."""
+"""Explains the configuration that gin files resolve to, before a run starts."""
 
 import os
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from switch_mtf.planning import fit, report
 from switch_mtf.planning.configuration import bound
 from switch_mtf.planning.plan import Plan
 
-# Of a run's steps, those at which the learning rate is shown.
+# Fractions of a run's steps at which the learning rate is shown.
 MOMENTS = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0)
 
 
 def text(plan: Plan, model_dir: str) -> str:
-  """The resolved configuration of a run.
+  """Returns the resolved configuration of a run.
 
   Args:
-    plan: of the run.
-    model_dir: where it would write.
+    plan: plan of the run.
+    model_dir: folder that the run would write to.
 
   Returns:
-    Lines of text, a topic each.
+    Lines of text, grouped by topic.
   """
   config = plan.configuration
   arguments = config.arguments
@@ -32,7 +32,7 @@ def text(plan: Plan, model_dir: str) -> str:
       "mode": [config.mode, *report.added(config)],
       "model": [
           f"{arguments['model_type']}, {plan.parameters.total:,} parameters, "
-          f"{plan.parameters.active_per_token:,} of them for a token",
+          f"{plan.parameters.active_per_token:,} of them used per token",
           *_layers(plan)],
       "mesh": [fit.written(config.mesh_shape) or "one processor",
                f"layout rules {bound('utils.run.layout_rules')}",
@@ -57,30 +57,30 @@ def text(plan: Plan, model_dir: str) -> str:
 
 
 def comparison(plan: Plan, model_dir: str) -> str | None:
-  """What a run starts that trains nothing itself; None for any other.
+  """Returns the runs that a comparison of models would start.
 
   Args:
-    plan: of the run.
-    model_dir: where it would write.
+    plan: plan of the run.
+    model_dir: folder that the run would write to.
 
   Returns:
-    Lines of text.
+    Lines of text; None if the run is not a comparison.
   """
   models = bound("compare.models")
   if models is None or _name(plan.configuration.train_model_fn) != "compare":
     return None
-  lines = [f"compares {len(models)} models, a run each and seed:"]
+  lines = [f"compares {len(models)} models, one run per model and seed:"]
   for seed in bound("compare.seeds") or (0,):
     lines += [f"  {name}: {path}, seed = {seed}, writes "
               f"{os.path.join(model_dir, f'{name}_seed{seed}')}"
               for name, path in models.items()]
   return "\n".join([
       *lines, f"then writes {os.path.join(model_dir, 'report')}.",
-      "What this gin file itself comes to:"])
+      "The configuration of this gin file itself:"])
 
 
 def _layers(plan: Plan) -> list[str]:
-  """One line for each kind of weight matrix: its shape, how many there are."""
+  """Returns one line per kind of weight matrix, with its number and shape."""
   kinds: dict[tuple[str, str, str], int] = {}
   for name, shape in plan.variables:
     parts = name.split("/")
@@ -96,6 +96,7 @@ def _layers(plan: Plan) -> list[str]:
 
 
 def _dtypes() -> list[str]:
+  """Returns the dtypes of weights, activations and checkpoints."""
   dtype = utils.get_variable_dtype()
   return [f"weights {dtype.slice_dtype.name}, activations "
           f"{dtype.activation_dtype.name}, checkpoint "
@@ -103,7 +104,7 @@ def _dtypes() -> list[str]:
 
 
 def _data(lengths: dict[str, int]) -> list[str]:
-  """The task or mixture that training reads."""
+  """Returns the task or mixture, and the sequence lengths, of training."""
   name = bound("mesh_train_dataset_fn.mixture_or_task_name")
   lines = [str(name)]
   if name in seqio.MixtureRegistry.names():
@@ -114,7 +115,7 @@ def _data(lengths: dict[str, int]) -> list[str]:
 
 
 def _learning_rates(schedule: Any, train_steps: int) -> list[str]:
-  """The learning rate at some steps."""
+  """Returns the learning rate at some steps."""
   if not callable(schedule):
     return [f"learning rate {schedule}"]
   steps = sorted({int(part * train_steps) for part in MOMENTS})
@@ -128,7 +129,7 @@ def _learning_rates(schedule: Any, train_steps: int) -> list[str]:
 
 
 def _losses(plan: Plan) -> list[str]:
-  """Every term of the loss, with its weight."""
+  """Returns every term of the loss, with its weight."""
   model = plan.configuration.arguments["transformer_model"]
   stack = getattr(model, "decoder", model)
   return [
@@ -139,6 +140,7 @@ def _losses(plan: Plan) -> list[str]:
 
 
 def _writes(plan: Plan, model_dir: str) -> list[str]:
+  """Returns the files that the run writes, and the phases that follow."""
   checkpoint = sum(shape.size for _, shape in plan.variables) * 4
   every = bound("utils.run.save_checkpoints_steps")
   phases = bound("train_then.phases") or []
@@ -152,8 +154,10 @@ def _writes(plan: Plan, model_dir: str) -> list[str]:
 
 
 def _absolute(folder: str) -> str:
+  """Returns the absolute path of a local folder, and a URL as it is."""
   return folder if "://" in folder else os.path.abspath(folder)
 
 
 def _name(thing: Callable) -> str:
+  """Returns the name of a function or class."""
   return getattr(thing, "__name__", str(thing))

@@ -1,4 +1,4 @@
-"""Whether a run fits its device, and what near it does."""
+"""Checks whether a run fits its device, and finds similar runs that fit."""
 
 import dataclasses
 
@@ -9,18 +9,19 @@ from switch_mtf.planning.configuration import Configuration
 from switch_mtf.planning.devices import Device
 from switch_mtf.planning.memory import Memory
 
-LARGEST_AXIS = 4096  # processors that are looked at along one axis
+LARGEST_AXIS = 4096  # most processors along one axis of a suggested mesh
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-  """What fits.
+  """Advice on batches and meshes that fit.
 
   Attributes:
-    fits: whether the run as it is does.
-    largest_batch: sequences of the largest batch that fits the mesh at once, a
-      multiple of what the mesh splits it into; 0 if none does.
-    meshes: shapes near this one on which the batch fits, if this does not.
+    fits: whether the run fits as it is.
+    largest_batch: largest number of sequences that the mesh can compute with at
+      the same time, a multiple of the parts that the mesh splits a batch into;
+      0 if not even one sequence per part fits.
+    meshes: larger meshes on which the run fits; empty if the run fits as it is.
   """
 
   fits: bool
@@ -29,14 +30,14 @@ class Advice:
 
 
 def memory_per_core(memory: Memory, device: Device) -> dict[str, int]:
-  """Bytes by kind, with what a process takes beside its tensors.
+  """Adds the memory that a process takes in addition to its tensors.
 
   Args:
-    memory: of the tensors.
-    device: of the processor.
+    memory: memory of the tensors.
+    device: kind of the processor.
 
   Returns:
-    Kind to bytes; "peak" is the sum of the others.
+    Kind of memory -> bytes; "peak" is the sum of the others.
   """
   kinds = dataclasses.asdict(memory)
   kinds.pop("masters")
@@ -50,19 +51,19 @@ def advise(
     memory: Memory, configuration: Configuration, device: Device,
     graph: mtf.Graph,
 ) -> Advice:
-  """Compares what is needed with what is there.
+  """Compares the memory that a run needs with the memory of its device.
 
-  Memory of tokens is taken to grow with the tokens of a processor, that of
-  weights with the slices that it has.
+  Assumes that activations and dispatch grow with the tokens of a processor, and
+  that weights, optimizer slots and gradients grow with the slices that it holds.
 
   Args:
-    memory: that the run needs.
-    configuration: of the run.
-    device: of each processor.
-    graph: with the run's variables.
+    memory: memory that the run needs.
+    configuration: resolved run.
+    device: kind of each processor.
+    graph: graph with the run's variables.
 
   Returns:
-    What fits.
+    The advice.
   """
   mesh = configuration.mesh_shape
   ways = _batch_ways(configuration, mesh)
@@ -75,7 +76,7 @@ def advise(
 
 
 def _batch_ways(configuration: Configuration, mesh: mtf.Shape) -> int:
-  """Into how many parts a mesh splits the batch, replicas included."""
+  """Returns the parts that a mesh splits the batch into, with replicas."""
   ways = 1
   for name in ("outer_batch", "batch"):
     _, size = mesh_axis(mtf.Dimension(name, configuration.batch_size),
@@ -85,13 +86,13 @@ def _batch_ways(configuration: Configuration, mesh: mtf.Shape) -> int:
 
 
 def _at_once(configuration: Configuration) -> float:
-  """Sequences that a processor computes with at the same time."""
+  """Returns the sequences of a processor in one microbatch."""
   ways = _batch_ways(configuration, configuration.mesh_shape)
   return configuration.batch_size / ways / configuration.num_microbatches
 
 
 def _room(device: Device, processors: int) -> float:
-  """Bytes that the tensors of one processor may take."""
+  """Returns the bytes that the tensors of one processor may take."""
   free = (device.memory - device.process_bytes) / device.overhead
   return free / processors if device.shared else free
 
@@ -100,7 +101,7 @@ def _meshes(
     memory: Memory, configuration: Configuration, device: Device,
     graph: mtf.Graph,
 ) -> list[str]:
-  """For each axis, the shortest longer one with which the run fits."""
+  """Doubles each axis in turn until the run fits; returns those meshes."""
   mesh = configuration.mesh_shape
   found = []
   for axis in mesh.dims or [mtf.Dimension("batch", 1)]:
@@ -121,23 +122,24 @@ def _needed(
     memory: Memory, configuration: Configuration, mesh: mtf.Shape,
     graph: mtf.Graph,
 ) -> float | None:
-  """Bytes on a processor of another mesh; None where it does not divide."""
+  """Returns the bytes per processor of another mesh, None if it is illegal."""
   ways = _batch_ways(configuration, mesh)
   if configuration.batch_size % ways:
     return None
   before = _at_once(configuration)
-  # Microbatches have a size for each processor: more of these, fewer of them.
+  # A microbatch has a size per processor, so that more processors need fewer
+  # microbatches.
   after = min(before, configuration.batch_size / ways)
   impl = mtf.MeshImpl(mesh, configuration.layout_rules)
   try:
     standing = sum(impl.slice_size(v.shape) * v.slice_dtype.size
                    for v in graph.all_variables)
-  except ValueError:  # an axis does not divide a dimension
+  except ValueError:  # a mesh axis does not divide a dimension
     return None
   return (standing + memory.gradients * standing / memory.standing
           + memory.of_tokens * after / before)
 
 
 def written(mesh: mtf.Shape) -> str:
-  """As --mesh_shape takes it."""
+  """Returns a mesh as the text that --mesh_shape takes."""
   return ",".join(f"{dim.name}:{dim.size}" for dim in mesh.dims)

@@ -21,15 +21,16 @@ TRAIN = tf.estimator.ModeKeys.TRAIN
 
 @dataclasses.dataclass(frozen=True)
 class TrainingGraph:
-  """A step of training, of which nothing can be run.
+  """A graph of one training step, which cannot be run.
 
   Attributes:
-    lowering: of the whole step; `lowering.graph` is the Mesh-TF graph.
-    mesh_impl: what it was lowered to.
-    train_op: the step, in TensorFlow's graph for one processor.
-    gradients: of the loss by each trainable variable that has one.
-    loss_weights: loss -> the weight of each layer's in the model's loss.
-    tpu: whether it is for TPU.
+    lowering: lowering of the whole step; `lowering.graph` is the Mesh-TF graph.
+    mesh_impl: mesh implementation that the graph was lowered to.
+    train_op: operation that ends the step, in the TensorFlow graph of one
+      processor.
+    gradients: gradients of the loss, for the trainable variables that have one.
+    loss_weights: auxiliary loss -> its weight in the model's loss, per layer.
+    tpu: whether the graph is for TPU.
   """
 
   lowering: mtf.Lowering
@@ -41,10 +42,11 @@ class TrainingGraph:
 
 
 def operations(graph: mtf.Graph) -> Iterator[mtf.Operation]:
-  """The operations of a graph in the order in which they are lowered.
+  """Yields the operations of a graph in lowering order.
 
   Args:
-    graph: of a step; microbatches are a loop whose operations it does not list.
+    graph: Mesh-TF graph of a step. `graph.operations` lacks the operations
+      inside the loop over microbatches.
   """
   for op in graph.operations:
     if isinstance(op, mtf.ops.WhileLoopOperation):
@@ -56,25 +58,25 @@ def build(configuration: Configuration) -> TrainingGraph:
   """Builds the graph that the run would build.
 
   Args:
-    configuration: as `resolve` has left it, gin's bindings too.
+    configuration: result of `resolve`, whose bindings gin must still hold.
 
   Returns:
     The graph.
 
   Raises:
-    ValueError: where building the run's graph would raise one.
+    ValueError: if building the run's graph would raise one.
   """
   gradients = []
   tpu = configuration.is_tpu
   model = copy.copy(configuration.arguments["transformer_model"])
-  model.initialize = lambda: None  # from a checkpoint
+  model.initialize = lambda: None  # would restore a checkpoint
   mesh_impl = PlanningMeshImpl(
       configuration.mesh_shape, configuration.layout_rules)
   arguments = configuration.arguments | {
       "use_tpu": tpu,
       "transformer_model": model,
       "model_dir": "",
-      "init_checkpoint": None,  # values are not needed, nor is the file
+      "init_checkpoint": None,  # no values are needed, so no file either
       "optimizer": _watched(configuration.arguments["optimizer"], gradients)}
   collects = gc.isenabled()
   gc.disable()  # hundreds of thousands of objects, none of them garbage
@@ -101,7 +103,7 @@ def build(configuration: Configuration) -> TrainingGraph:
 
 
 def _watched(optimizer: Callable, gradients: list) -> Callable:
-  """The optimizer, noting the gradients that it is given."""
+  """Returns the optimizer, changed to append its gradients to a list."""
 
   def make(**kwargs):
     made = optimizer(**kwargs)
@@ -118,7 +120,7 @@ def _watched(optimizer: Callable, gradients: list) -> Callable:
 
 
 def _features(configuration: Configuration) -> dict[str, tf.Tensor]:
-  """A packed batch, as T5's input pipeline makes it."""
+  """Returns a packed batch as T5's input pipeline makes it."""
   return {
       name + suffix: tf.placeholder(
           tf.int32, [configuration.batch_size, length])
@@ -127,7 +129,7 @@ def _features(configuration: Configuration) -> dict[str, tf.Tensor]:
 
 
 def _tpu_context() -> types.SimpleNamespace:
-  """As much of a TPUContext as `tpu_estimator_model_fn` looks at."""
+  """Returns the part of a TPUContext that `tpu_estimator_model_fn` reads."""
   assignment = types.SimpleNamespace(
       topology=types.SimpleNamespace(mesh_shape=[1, 1, 1]))
   return types.SimpleNamespace(

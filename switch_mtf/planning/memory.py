@@ -1,9 +1,9 @@
-"""Bytes that one processor needs at the worst moment of a training step.
+"""Computes the peak memory of one processor during a training step.
 
-The step's TensorFlow graph for one processor is gone through in the order in
-which it was made: forward, backward, and each update when its gradient is
-there. A tensor is there from the operation that makes it to the last one that
-reads it. On TPU XLA joins operations, so that what is found is an upper bound.
+The TensorFlow graph of one processor is walked in creation order: forward,
+backward, and each update as soon as its gradient exists. A tensor is live from
+its creation to its last reader. On TPU, XLA fuses operations, so that the result
+is an upper bound.
 """
 
 import bisect
@@ -15,13 +15,14 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf.planning.graph import TrainingGraph, operations
 
-# Give their input on, as it is.
+# Operations whose output is their input, in the same memory.
 ALIASES = frozenset({
     "Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient",
     "PreventGradient", "Enter", "Exit", "Merge", "NextIteration", "Switch"})
-# There before the step and after it, or too small to matter.
+# Operations whose output is live before and after the step, or is too small to
+# matter.
 STANDING = frozenset({"Placeholder", "Const"})
-# What TensorFlow computes in the memory of an operand that nobody reads again.
+# Operations that TensorFlow computes in place, if an operand is not read again.
 IN_PLACE = frozenset({
     "Add", "AddV2", "AddN", "Sub", "Mul", "RealDiv", "Maximum", "Minimum",
     "Neg", "Sqrt", "Rsqrt", "Square", "Exp", "Log", "Relu", "ReluGrad",
@@ -37,19 +38,20 @@ KINDS = ("gradients", "activations", "dispatch")
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes on one processor at the worst moment of a step.
+  """Bytes on one processor at the peak of a step.
 
   Attributes:
-    weights: in the dtype in which they are kept; a teacher's too.
-    optimizer_slots: what the optimizer keeps.
-    gradients: and whatever else has the shape of weights: updates, copies in
-      another dtype.
-    activations: of tokens; what attention and the loss compute.
-    dispatch: slots of experts and what routes to them.
-    peak: the sum of these.
-    masters: the checkpoint's own copy of weights and slots, of all processors:
-      on the hosts of a TPU; beside the slices where a mesh of several is on CPU
-      or GPU; 0 for one processor there. Not in `peak`.
+    weights: weights, a teacher's included, in the dtype in which they are kept.
+    optimizer_slots: optimizer slots.
+    gradients: gradients, and other tensors in the shape of weights: updates, and
+      copies in another dtype.
+    activations: activations of tokens, attention and the loss.
+    dispatch: slots of experts, and the tensors that route tokens to the slots.
+    peak: sum of the above.
+    masters: the checkpoint's own copy of weights and optimizer slots, summed
+      over all processors. A TPU mesh has the copy on its hosts, a CPU or GPU
+      mesh of several processors beside the slices; a single CPU or GPU has none
+      (0). Not in `peak`.
   """
 
   weights: int
@@ -62,23 +64,23 @@ class Memory:
 
   @property
   def standing(self) -> int:
-    """What is there between two steps."""
+    """The bytes that are in use between two steps."""
     return self.weights + self.optimizer_slots
 
   @property
   def of_tokens(self) -> int:
-    """What grows with the tokens of a processor."""
+    """The bytes that grow with the tokens of a processor."""
     return self.activations + self.dispatch
 
 
 def of_training(graph: TrainingGraph) -> Memory:
-  """Finds the worst moment of a step.
+  """Computes the memory at the peak of a training step.
 
   Args:
-    graph: of the step.
+    graph: graph of the step.
 
   Returns:
-    What is in memory then.
+    Bytes on one processor, by kind.
   """
   weights = slots = masters = 0
   for variable in graph.lowering.graph.all_variables:
@@ -98,13 +100,13 @@ def of_training(graph: TrainingGraph) -> Memory:
 
 @dataclasses.dataclass
 class _Buffer:
-  """Memory that one or several tensors are in, one after the other.
+  """Memory of one tensor, or of several that use the memory in turn.
 
   Attributes:
     size: bytes.
     kind: one of KINDS.
-    made: number of the operation that makes the first.
-    read: number of the last operation that reads the last.
+    made: number of the operation that creates the first tensor.
+    read: number of the operation that reads the last tensor last.
   """
 
   size: int
@@ -114,7 +116,7 @@ class _Buffer:
 
 
 def _worst_moment(graph: TrainingGraph) -> dict[str, int]:
-  """Bytes by kind when most is there."""
+  """Returns the bytes of each kind when their sum is largest."""
   events = []
   for buffer in _buffers(graph):
     events += [(buffer.made, buffer.size, buffer.kind),
@@ -130,7 +132,7 @@ def _worst_moment(graph: TrainingGraph) -> dict[str, int]:
 
 
 def _buffers(graph: TrainingGraph) -> list[_Buffer]:
-  """The memory of the tensors of a step."""
+  """Returns the buffers of the tensors of a step."""
   in_order = _in_order(graph)
   source_of, last_read = _sources(in_order)
   kind_of = _kinds(graph)
@@ -139,7 +141,7 @@ def _buffers(graph: TrainingGraph) -> list[_Buffer]:
   for number, op in enumerate(in_order):
     for output in op.outputs:
       name = output.name
-      if source_of.get(name) != name:  # an alias, or there anyway
+      if source_of.get(name) != name:  # an alias, or STANDING
         continue
       size = _bytes(output)
       read = max(last_read.get(name, number), number)
@@ -156,7 +158,7 @@ def _free_operand(
     op: tf.Operation, size: int, number: int, source_of: dict[str, str | None],
     buffer_of: dict[str, _Buffer],
 ) -> _Buffer | None:
-  """The memory of an operand that `op` may write its result to."""
+  """Returns the buffer of an operand that `op` may overwrite, or None."""
   if op.type not in IN_PLACE:
     return None
   for operand in op.inputs:
@@ -169,14 +171,15 @@ def _free_operand(
 def _sources(
     in_order: list[tf.Operation]
 ) -> tuple[dict[str, str | None], dict[str, int]]:
-  """Where each tensor is, and when that place is read last.
+  """Resolves aliases, and finds the last reader of each tensor.
 
   Args:
-    in_order: the operations of a step.
+    in_order: operations of a step, in the order in which they run.
 
   Returns:
-    name of a tensor -> name of the tensor in whose memory it is, None for what
-      is there anyway; and name of such a tensor -> number of the operation.
+    Name of a tensor -> name of the tensor whose memory it uses, None for a
+      tensor of STANDING; and name of such a tensor -> number of the last
+      operation that reads its memory.
   """
   source_of: dict[str, str | None] = {}
   last_read: dict[str, int] = {}
@@ -198,7 +201,7 @@ def _sources(
 
 
 def _in_order(graph: TrainingGraph) -> list[tf.Operation]:
-  """The operations of a step, in the order in which they are thought to run."""
+  """Returns the operations of a step in the order in which they should run."""
   needed = set()
   waiting = [graph.train_op]
   while waiting:
@@ -213,17 +216,18 @@ def _in_order(graph: TrainingGraph) -> list[tf.Operation]:
       (number_of.get(_lowered(tensors[g]).op, 0)
        for g in graph.gradients), default=len(made))
   for op in made:
-    if number_of[op] > last_gradient:  # an update: as soon as it can be
+    if number_of[op] > last_gradient:  # an update runs as soon as it can
       before = [*(x.op for x in op.inputs), *op.control_inputs]
       number_of[op] = max((number_of[b] for b in before), default=0)
   return sorted(made, key=number_of.get)  # stable
 
 
 def _kinds(graph: TrainingGraph):
-  """A function that tells the kind of what a TensorFlow operation computes.
+  """Returns a function from a TensorFlow operation to the kind of its output.
 
-  Mesh-TF lowers one operation after the other, so whatever was made since the
-  result of the one before belongs to the next.
+  Mesh-TF lowers one operation after the other. A TensorFlow operation therefore
+  belongs to the first Mesh-TF operation whose result was created at the same
+  time or later.
   """
   made = graph.train_op.graph.get_operations()
   number_of = {op: number for number, op in enumerate(made)}
@@ -246,14 +250,14 @@ def _kinds(graph: TrainingGraph):
 
 
 def _lowered(laid_out) -> tf.Tensor:
-  """What a Mesh-TF tensor was lowered to, before a sum that may never be."""
+  """Returns a lowered tensor's slice, without its pending all-reduce if any."""
   if isinstance(laid_out, mtf.LazyAllreduceSum):
     laid_out = laid_out.laid_out_input
   return laid_out.one_slice
 
 
 def _kind(shape: mtf.Shape) -> str:
-  """What a tensor of this shape is."""
+  """Returns which of KINDS a tensor of this shape is."""
   names = {name.removesuffix("_unsplit") for name in shape.dimension_names}
   if not names & TOKENS:
     return "gradients"
@@ -264,6 +268,6 @@ def _kind(shape: mtf.Shape) -> str:
 
 
 def _bytes(tensor: tf.Tensor) -> int:
-  """Size of a tensor; 0 where its shape is not known."""
+  """Returns the bytes of a tensor; 0 if its shape is not fully known."""
   elements = tensor.shape.num_elements()
   return (elements or 0) * max(tensor.dtype.size, 1)

@@ -14,12 +14,13 @@ class Collective:
 
   Attributes:
     kind: "allreduce", "alltoall", "allconcat" or "shift".
-    mesh_axes: names of the axes along which it is, in order.
-    elements: of the slice that each processor sums or sends; of an allconcat,
-      of what it has afterwards. `lowering.counters` has the sum over all
-      processors.
-    bytes: the same in bytes.
-    in_loop: whether it is in the loop over microbatches.
+    mesh_axes: names of the mesh axes along which processors communicate, in
+      order.
+    elements: number of elements that each processor sums or sends; for an
+      allconcat, number of elements of its result. `lowering.counters` has the
+      sum over all processors.
+    bytes: bytes of these elements.
+    in_loop: whether the communication is in the loop over microbatches.
   """
 
   kind: str
@@ -30,13 +31,13 @@ class Collective:
 
 
 class PlanningMeshImpl(simd_mesh_impl.SimdMeshImpl):
-  """Lowers to what one processor of a mesh has, and notes what it sends.
+  """A mesh that lowers to the graph of one processor and records collectives.
 
-  As on TPU there is one slice of each tensor. Variables are placeholders of
-  the shape of a slice, and collectives give tensors of the right shape.
+  As on TPU, each tensor has one slice. Variables are placeholders with the shape
+  of a slice, and collectives return tensors of the right shape.
 
   Attributes:
-    collectives: those of the graph, in order.
+    collectives: the graph's collectives, in order.
   """
 
   def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules):
@@ -44,7 +45,7 @@ class PlanningMeshImpl(simd_mesh_impl.SimdMeshImpl):
     self.collectives: list[Collective] = []
 
   class LaidOutVariable:
-    """A slice that has a shape and no value."""
+    """A slice of a variable with a shape but no value."""
 
     def __init__(self, variable: mtf.Variable, mesh_impl: "PlanningMeshImpl"):
       self.laid_out_tensor = mesh_impl.LaidOutTensor([tf.placeholder(
@@ -54,7 +55,7 @@ class PlanningMeshImpl(simd_mesh_impl.SimdMeshImpl):
     def assign_to_slices(
         self, unused_assign_fn: Callable, values: list[tf.Tensor],
         unused_to: list | None = None) -> tf.Operation:
-      """See SimdMeshImpl; needs the values, does nothing with them."""
+      """Depends on the values, but assigns nothing; see SimdMeshImpl."""
       return tf.group(values)
 
   @property
@@ -99,7 +100,7 @@ class PlanningMeshImpl(simd_mesh_impl.SimdMeshImpl):
     return self.LaidOutTensor([tf_fn(self.slice_shape(shape), **kwargs)])
 
   def slice(self, tf_tensor, tensor_shape):
-    """See SimdMeshImpl; the first slice, since one is like the others."""
+    """Returns the first slice, since all are alike; see SimdMeshImpl."""
     if self.tensor_layout(tensor_shape).is_fully_replicated:
       return self.LaidOutTensor([tf_tensor])
     return self.LaidOutTensor([tf.slice(
@@ -113,6 +114,7 @@ class PlanningMeshImpl(simd_mesh_impl.SimdMeshImpl):
             x.shape.to_integer_list, t.shape.as_list(), strict=True)])
 
   def _note(self, kind: str, mesh_axes: list[int], t: tf.Tensor) -> None:
+    """Records a collective that has a tensor of the shape of `t`."""
     elements = t.shape.num_elements()
     self.collectives.append(Collective(
         kind, tuple(self.shape[axis].name for axis in sorted(mesh_axes)),
@@ -121,5 +123,5 @@ class PlanningMeshImpl(simd_mesh_impl.SimdMeshImpl):
 
 
 def _received(t: tf.Tensor) -> tf.Tensor:
-  """A tensor like `t` with memory of its own, unlike what tf.identity gives."""
+  """Returns a copy of `t` in memory of its own, unlike tf.identity."""
   return tf.reverse(t, tf.zeros([0], tf.int32))

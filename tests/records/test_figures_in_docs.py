@@ -29,7 +29,7 @@ def test_figures_of_the_demo():
   for model in result["models"].values():
     assert f"| {model['parameters']:,} |" in README
   assert f"{np.ptp(dense):.3f} from best to worst" in README
-  assert f"{np.ptp(switch):.3f} for" in README
+  assert f"{np.ptp(switch):.3f} for the Switch" in README
   assert f"{result['steps']:,} steps" in README
 
 

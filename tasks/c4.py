@@ -21,7 +21,7 @@ MC4 = "c4/multilingual:3.1.0"
 def mc4_rate(task: seqio.Task, alpha: float = 0.3) -> float:
   """Returns the mixing rate of a language: its number of pages ** alpha.
 
-  mT5, https://arxiv.org/abs/2010.11934, section 3.1.
+  mT5, https://arxiv.org/abs/2010.11934, section 3.2.
 
   Args:
     task: task of one language.

@@ -1,4 +1,4 @@
-"""What the paper defines: routers, dispatch, experts, and the layers.
+"""The mechanisms of the paper: routers, dispatch, experts, and the layers.
 
 Importing the package registers all of it with gin.
 """

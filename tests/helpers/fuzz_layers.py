@@ -1,7 +1,7 @@
 """Feeds the layers random gin configurations, legal and illegal.
 
-  PYTHONPATH=. python tests/fuzz_layers.py --count 500 --seed 0
-  PYTHONPATH=. python tests/fuzz_layers.py --each    # every value by itself
+  PYTHONPATH=.:tests python tests/helpers/fuzz_layers.py --count 500 --seed 0
+  PYTHONPATH=.:tests python tests/helpers/fuzz_layers.py --each  # one by one
 
 Each is parsed, built through gin, and run for one step, forward and backward.
 A legal one must run and give finite numbers. An illegal one must be refused, in

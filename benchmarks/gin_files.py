@@ -205,8 +205,8 @@ def table(groups: Sequence[dict[str, Any]]) -> str:
       "Planned, by `python -m benchmarks.gin_files`; see docs/planning.md. "
       "FLOPs are forward, of one sequence; the memory of a CPU is that of the "
       "whole process.", "",
-      "| file | parameters | a token meets | FLOPs a sequence | cores | "
-      "batch | steps | GB a core | GB sent a core and step | fits |",
+      "| file | parameters | used per token | FLOPs per sequence | cores | "
+      "batch | steps | GB per core | GB sent per core and step | fits |",
       "|---|--:|--:|--:|---|--:|--:|--:|--:|---|"]
   for group in sorted(groups, key=lambda g: g["name"]):
     found = group["measurements"]["plan"]

@@ -1,10 +1,10 @@
-"""Says whether this machine can run switch_mtf, and what to change if not.
+"""Checks whether this machine can run switch_mtf, and says what to change.
 
     python -m switch_mtf.doctor
 
-prints one line a finding and ends with 1 if a run would fail. A check is a
-function that yields findings. It imports what it examines itself, because that
-import may be what is broken; what a check raises becomes a finding too.
+prints one line per finding. The exit status is 1 if a run would fail, else 0.
+A check is a function that yields findings. Each check imports what it examines,
+because that import may be broken. An exception becomes a finding too.
 """
 
 import collections
@@ -33,7 +33,7 @@ INSTALL = "pip install -r requirements.txt"
 
 
 class Finding(NamedTuple):
-  """One line of the report: what was found, and the remedy where one is due."""
+  """One line of the report: a finding, and a remedy if one is needed."""
 
   level: str
   what: str
@@ -49,7 +49,7 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def python() -> Iterator[Finding]:
-  """Python must be one that TensorFlow 2.15 and TFDS have releases for."""
+  """Checks that TensorFlow 2.15 and TFDS have releases for this Python."""
   found = f"{sys.version.split()[0]} ({sys.executable})"
   if tuple(sys.version_info[:2]) in PYTHONS:
     yield Finding("ok", "python", found)
@@ -59,9 +59,9 @@ def python() -> Iterator[Finding]:
 
 
 def pins(requirements: pathlib.Path) -> dict[str, str | None]:
-  """Reads a lock file: name to version, None for a folder of this repository.
+  """Reads a lock file: name -> version, None for a folder of this repository.
 
-  Lines whose marker excludes this interpreter or platform are left out.
+  Skips lines whose marker excludes this interpreter or platform.
   """
   from packaging.requirements import Requirement
   versions = {}
@@ -77,6 +77,7 @@ def pins(requirements: pathlib.Path) -> dict[str, str | None]:
 
 
 def _installed(name: str) -> str | None:
+  """Returns the installed version of a package, or None."""
   try:
     return metadata.version(name)
   except metadata.PackageNotFoundError:
@@ -84,7 +85,7 @@ def _installed(name: str) -> str | None:
 
 
 def packages() -> Iterator[Finding]:
-  """Every package of requirements.txt should be there in its version."""
+  """Checks that the packages of requirements.txt are installed as pinned."""
   if not (ROOT / "requirements.txt").exists():
     yield Finding("warn", "packages", f"no requirements.txt in {ROOT}",
                   "run the doctor from a checkout of the repository")
@@ -106,12 +107,12 @@ def packages() -> Iterator[Finding]:
 def shared_files() -> dict[str, set[str]]:
   """Finds files that several installed distributions claim as their own.
 
-  Whichever was installed last has written such a file, and uninstalling either
-  removes it. Scripts outside site-packages do not count: tensorboard's is also
-  tensorflow's.
+  The distribution installed last has written such a file, and uninstalling
+  either removes it. Scripts outside site-packages do not count: tensorboard and
+  tensorflow share one.
 
   Returns:
-    Path below site-packages to names of distributions, two or more each.
+    Path below site-packages -> names of two or more distributions.
   """
   owners = collections.defaultdict(set)
   for distribution in metadata.distributions():
@@ -124,7 +125,7 @@ def shared_files() -> dict[str, set[str]]:
 
 
 def owners() -> Iterator[Finding]:
-  """No file may belong to two packages, such as seqio and its nightly build."""
+  """Checks that packages, such as seqio and its nightly, share no files."""
   groups = collections.defaultdict(set)
   for path, names in shared_files().items():
     groups[tuple(sorted(names))].add(path.split("/")[0])
@@ -138,7 +139,7 @@ def owners() -> Iterator[Finding]:
 
 
 def _cpu_flags() -> set[str] | None:
-  """The features Linux reports of the CPU, or None where it reports none."""
+  """Returns the CPU features that Linux reports, or None if it reports none."""
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
@@ -148,7 +149,10 @@ def _cpu_flags() -> set[str] | None:
 
 
 def cpu() -> Iterator[Finding]:
-  """TensorFlow's wheels need AVX; oneDNN wants AVX2 or more, and to be on."""
+  """Checks for AVX, which TensorFlow's wheels need, and for a fast oneDNN.
+
+  oneDNN is fast with AVX2 or more, and must not be turned off.
+  """
   cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
            else os.cpu_count())
   flags = _cpu_flags()
@@ -174,7 +178,7 @@ def cpu() -> Iterator[Finding]:
 def _amount(
     what: str, free: int, fail: float, warn: float, remedy: str
 ) -> Iterator[Finding]:
-  """Judges an amount of bytes by two limits in GiB."""
+  """Compares an amount of bytes with two limits in GiB."""
   level = ("FAIL" if free < fail * GIB else
            "warn" if free < warn * GIB else "ok")
   limit = {"FAIL": f", must be {fail:g}", "warn": f", {warn:g} is safer"}
@@ -183,20 +187,23 @@ def _amount(
 
 
 def memory() -> Iterator[Finding]:
-  """The imports alone take 0.7 GiB."""
+  """Checks the free memory, of which the imports alone take 0.7 GiB."""
   import psutil
   yield from _amount("memory", psutil.virtual_memory().available, 1, 4,
                      "end other programs, or lower the batch size")
 
 
 def disk() -> Iterator[Finding]:
-  """Checkpoints go to model_dir, below the current directory by default."""
+  """Checks the free space of the current directory.
+
+  Checkpoints go to model_dir, which is below it by default.
+  """
   yield from _amount("disk", shutil.disk_usage(os.getcwd()).free, 0.5, 5,
                      "make room, or set --model_dir to another disk")
 
 
 def cache() -> Iterator[Finding]:
-  """The tasks prepare their data sets here when they are first used."""
+  """Checks that the folder where tasks prepare their data is writable."""
   folder = pathlib.Path(os.path.expanduser(
       os.environ.get("SWITCH_MTF_CACHE") or "~/.cache/switch_mtf"))
   existing = next(p for p in (folder, *folder.parents) if p.exists())
@@ -209,7 +216,7 @@ def cache() -> Iterator[Finding]:
 
 
 def upstream() -> Iterator[Finding]:
-  """TensorFlow, Mesh-TF, T5 and seqio must be importable with our patches."""
+  """Checks that TensorFlow, Mesh-TF, T5 and seqio import with our patches."""
   tf = importlib.import_module("tensorflow")
   yield Finding("ok", "tensorflow", tf.__version__)
   tf.get_logger().setLevel(logging.ERROR)
@@ -219,7 +226,7 @@ def upstream() -> Iterator[Finding]:
       importlib.import_module(module)
     except ImportError as error:
       text = str(error)
-      # Our own texts end in a remedy.
+      # Our own error texts already end in a remedy.
       remedy = "" if text.startswith("switch_mtf:") else (
           f"{INSTALL}, in a new virtual environment if that changes nothing")
       yield Finding("FAIL", module, text, remedy)
@@ -228,7 +235,7 @@ def upstream() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-  """A GPU that the machine has and TensorFlow does not see is worth a word."""
+  """Lists GPUs and TPUs; warns about a GPU that TensorFlow cannot see."""
   import tensorflow as tf
   gpus = tf.config.list_physical_devices("GPU")
   present = glob.glob("/dev/nvidia[0-9]*")
@@ -249,7 +256,7 @@ def devices() -> Iterator[Finding]:
 
 
 def mesh() -> Iterator[Finding]:
-  """A product split over 2 x 2 processors must equal numpy's."""
+  """Checks that a product split over 2 x 2 processors equals numpy's."""
   import mesh_tensorflow as mtf
   import numpy as np
   import tensorflow.compat.v1 as tf
@@ -279,7 +286,7 @@ def mesh() -> Iterator[Finding]:
 
 
 def tasks() -> Iterator[Finding]:
-  """The bundled tasks must be registered and give an example."""
+  """Checks that the bundled tasks are registered and one gives an example."""
   if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
   import seqio
@@ -298,7 +305,7 @@ def tasks() -> Iterator[Finding]:
 
 
 def vocabularies() -> Iterator[Finding]:
-  """Each bundled vocabulary must load and give back what it encoded."""
+  """Checks that each bundled vocabulary loads, and decodes what it encodes."""
   import seqio
   files = sorted((ROOT / "tasks" / "data").glob("*.model"))
   if not files:
@@ -324,19 +331,19 @@ def vocabularies() -> Iterator[Finding]:
 
 MACHINE: tuple[Check, ...] = (
     python, packages, owners, cpu, memory, disk, cache)
-# These only say something once `upstream` has passed.
+# These checks need the imports that `upstream` checks.
 RUN: tuple[Check, ...] = (devices, mesh, tasks, vocabularies)
 
 
 def _short(error: Exception) -> str:
-  """The error on one line: its first and last, where TensorFlow's matter."""
+  """Joins an error's first and last line, which say most in TensorFlow's."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   ends = lines if len(lines) < 3 else [lines[0], "...", lines[-1]]
   return f"{type(error).__name__}: {' '.join(ends)}"
 
 
 def findings_of(check: Check) -> Iterator[Finding]:
-  """Runs a check; an exception becomes a finding."""
+  """Runs a check, and turns an exception into a finding."""
   try:
     yield from check()
   except Exception as error:
@@ -345,7 +352,7 @@ def findings_of(check: Check) -> Iterator[Finding]:
 
 
 def examine() -> Iterator[Finding]:
-  """Runs every check, and leaves out those that cannot succeed any more."""
+  """Runs the checks; skips those of a run if the imports fail."""
   for check in MACHINE:
     yield from findings_of(check)
   failed = False
@@ -355,7 +362,7 @@ def examine() -> Iterator[Finding]:
   if failed:
     left_out = ", ".join(check.__name__ for check in RUN)
     yield Finding("warn", "doctor", f"not examined: {left_out}",
-                  "mend the imports first")
+                  "fix the imports first")
     return
   for check in RUN:
     yield from findings_of(check)

@@ -1,8 +1,10 @@
-"""How an error is worded, and what the errors of upstream packages mean.
+"""Builds error messages, checks options, and explains upstream's errors.
+
+Every message has the form
 
   <who>: <what must hold>, with <name=value, ...>. <What to change.>
 
-Three parts: words that errors share; checks of options; better errors for
+Three parts: words that messages share; checks of options; better errors for
 those that gin, seqio, T5 and mesh_tensorflow raise. Importing this module
 imports neither TensorFlow nor anything that needs it.
 """
@@ -26,8 +28,8 @@ def near(
   Args:
     name: an unknown name.
     known: the legal names.
-    count: the most names to return.
-    cutoff: the least resemblance, from 0 to 1.
+    count: maximum number of names.
+    cutoff: minimum similarity, from 0 to 1.
   """
   found = difflib.get_close_matches(
       name, sorted(known), n=count, cutoff=cutoff)
@@ -35,7 +37,7 @@ def near(
 
 
 def some(names: Iterable[str], most: int = 4) -> str:
-  """Returns 'a, b and 3 more': the first `most` names, and how many follow."""
+  """Returns 'a, b and 3 more': the first `most` names, and the number left."""
   names = list(names)
   rest = f" and {len(names) - most} more" if len(names) > most else ""
   return ", ".join(names[:most]) + rest
@@ -67,7 +69,7 @@ def require_whole(who: str, *, at_least: int = 1, **options: Any) -> None:
   Args:
     who: the configurable whose options these are.
     at_least: the smallest legal value.
-    **options: by name.
+    **options: name of an option -> value.
   """
   for name, value in options.items():
     if not _is(value, numbers.Integral) or value < at_least:
@@ -87,11 +89,11 @@ def require_number(
 
   Args:
     who: the configurable whose options these are.
-    above: what it must be greater than.
-    at_least: its smallest legal value.
-    below: what it must be less than.
-    at_most: its largest legal value.
-    **options: by name.
+    above: lower limit, itself illegal.
+    at_least: smallest legal value.
+    below: upper limit, itself illegal.
+    at_most: largest legal value.
+    **options: name of an option -> value.
   """
   limits = [
       (above, "greater than", lambda v: v > above),
@@ -130,8 +132,8 @@ def require_instance(who: str, cls: type, example: str, **options: Any) -> None:
   Args:
     who: the configurable whose options these are.
     cls: the class.
-    example: how gin says one, such as "@SwitchRouter()".
-    **options: by name.
+    example: gin text for such an object, such as "@SwitchRouter()".
+    **options: name of an option -> value.
   """
   for name, value in options.items():
     if not isinstance(value, cls):
@@ -142,22 +144,22 @@ def require_instance(who: str, cls: type, example: str, **options: Any) -> None:
 def refuse(
     who: str, name: str, value: Any, what: str, more: str = "", to: str = ""
 ) -> None:
-  """Raises ValueError: `who`'s option `name` must be `what`."""
+  """Raises ValueError, saying that `who`'s option `name` must be `what`."""
   raise ValueError(
       f"{who}: {name} must be {what}, with {name}={value!r}{more}. Set "
       f"{who}.{name}{to}.")
 
 
 def _is(value: Any, kind: type) -> bool:
-  """Whether it is a number of that kind; True and False are none."""
+  """Returns whether a value is of a kind of number; booleans are not."""
   return isinstance(value, kind) and not isinstance(value, bool)
 
 
-# What errors of others mean.
+# Errors of upstream packages.
 
 
 def user_message(error: Exception) -> str | None:
-  """What to tell the user of an error, or None if it needs its traceback."""
+  """Returns what to tell the user of an error, None to show its traceback."""
   better = (explain_gin_error(error) or explain_task_error(error)
             or explain_batch_error(error) or explain_axis_error(error)
             or explain_error_of_a_step(error) or error)
@@ -166,19 +168,19 @@ def user_message(error: Exception) -> str | None:
 
 
 def explain_error_of_a_step(error: Exception) -> ValueError | None:
-  """The error of Python code that ran inside a graph, or None."""
+  """Returns the error of Python code that ran inside a graph, or None."""
   raised = re.search(r"ValueError: (\w+: .*?)\s*\nTraceback ", str(error),
                      re.DOTALL)
   return raised and ValueError(raised[1])
 
 
 def explain_task_error(error: Exception) -> ValueError | None:
-  """A better error for the name of a task that does not exist, or None."""
+  """Returns a better error for an unknown task or mixture, or None."""
   unknown = re.search(r"No Task or Mixture found with name '([^']+)'",
                       str(error))
   if not unknown:
     return None
-  import seqio  # only a run that has imported it can raise this
+  import seqio  # already imported, since seqio raised the error
   name = unknown.group(1)
   known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
   return ValueError(
@@ -188,7 +190,7 @@ def explain_task_error(error: Exception) -> ValueError | None:
 
 
 def explain_batch_error(error: Exception) -> ValueError | None:
-  """A better error for a batch that T5 cannot cut into sequences, or None."""
+  """Returns a better error for a batch not of whole sequences, or None."""
   undivided = re.match(r"(\d+) is not divisible by (\d+)\n", str(error))
   if not undivided:
     return None
@@ -201,7 +203,7 @@ def explain_batch_error(error: Exception) -> ValueError | None:
 
 
 def explain_gin_error(error: Exception) -> ValueError | None:
-  """A better error for a binding that names nothing, or None."""
+  """Returns a better error for a binding with an unknown name, or None."""
   text = str(error)
   unknown = re.search(
       r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", text)
@@ -239,13 +241,13 @@ def _parameters(name: str) -> list[str]:
 
 
 def _where(text: str) -> str:
-  """The line 'In file ... line 3' that gin appends, if there is one."""
+  """Returns the place 'In file ... line 3' that gin appends, or ''."""
   place = re.search(r"In (file|bindings string).*", text, re.DOTALL)
   return " ".join(place.group(0).split()) if place else ""
 
 
 class _Dim(NamedTuple):
-  """As much of an mtf.Dimension as an error names."""
+  """The part of an mtf.Dimension that errors name."""
 
   name: str
   size: int
@@ -254,7 +256,7 @@ class _Dim(NamedTuple):
 def explain_mesh_error(
     error: Exception, mesh_shape: Any, layout_rules: Any
 ) -> ValueError | None:
-  """A better error for a mesh that does not fit a tensor, or None."""
+  """Returns a better error for a mesh that does not fit a tensor, or None."""
   found = re.search(
       r"(not divisible by mesh dimension size|may not map to the same Mesh).*"
       r"tensor_shape=Shape\[(.*?)\]", str(error), re.DOTALL)
@@ -279,7 +281,7 @@ def explain_mesh_error(
 
 
 def explain_axis_error(error: Exception) -> ValueError | None:
-  """A better error of an axis that T5 finds not to divide, or None."""
+  """Returns a better error for T5's check of a mesh axis, or None."""
   found = re.match(
       r"Mesh dimension \((\d+)\) must divide tensor dimension "
       r"\(Dimension\(name='(\w+)', size=(\d+)\)", str(error))
@@ -291,7 +293,7 @@ def explain_axis_error(error: Exception) -> ValueError | None:
 
 
 def _undivided(dim: _Dim, ways: _Dim) -> ValueError:
-  """The error for a mesh axis that does not divide a dimension."""
+  """Returns the error for a mesh axis that does not divide a dimension."""
   below = dim.size - dim.size % ways.size
   sizes = [str(s) for s in (below, below + ways.size) if s]
   axes = [str(d) for d in legal_divisors(dim.size, ways.size)]

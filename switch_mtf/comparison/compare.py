@@ -60,7 +60,7 @@ def compare(
     **unused_kwargs: see `estimator`.
 
   Raises:
-    ValueError: if the model_dir is remote, `at_once` is not positive, `from_runs`
+    ValueError: if the model_dir is remote, `at_once` not positive, `from_runs`
       names a later model, or the gin files of a finished run have changed.
     SystemExit: if a run failed or was interrupted.
   """

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 
-from switch_mtf import errors, gin_files
+from switch_mtf import errors, gin_checks, gin_files
 from switch_mtf.planning import devices, report
 from switch_mtf.planning.configuration import ROOT, start_graph_mode
 from switch_mtf.planning.plan import plan
@@ -43,10 +43,11 @@ def main() -> int:
   arguments = _arguments()
   # gin logs an error for each search path that lacks a file.
   logging.getLogger().setLevel(logging.CRITICAL)
-  for name in arguments.module_import:
-    importlib.import_module(name)
   start_graph_mode()
   try:
+    for name in arguments.module_import:
+      gin_checks.check_module(name, "--module_import")
+      importlib.import_module(name)
     guards.check_gin_files(
         arguments.gin_file, [str(ROOT), gin_files.T5_FOLDER])
     found = plan(arguments.gin_file, arguments.gin_param,

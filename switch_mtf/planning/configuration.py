@@ -30,9 +30,9 @@ class Configuration:
   Attributes:
     mode: mode in the gin files: "train", "eval", ...
     arguments: arguments of `tpu_estimator_model_fn`, by name.
-    train_steps: number of the last step.
+    train_steps: number of training steps.
     num_microbatches: number of microbatches of a step.
-    device: name of the device that each processor is, such as "tpu_v3".
+    device: kind of each processor, such as "tpu_v3".
     train_model_fn: function that `utils.run` would call to train.
     added: gin files and bindings that completed the given files to a run; None
       if the given files are a run.
@@ -93,8 +93,8 @@ def resolve(
     gin_paths: gin files, as for `run_t5.py`. The paper's pre-training is added
       to a model, or a model with a layout, in groups that fit the mesh.
     gin_params: bindings that override the files.
-    device: name of the device that each processor is; by default cpu for one
-      processor and tpu_v3 for several.
+    device: kind of each processor; by default cpu for one processor and tpu_v3
+      for several.
     mesh_shape: mesh that replaces `utils.run.mesh_shape`.
 
   Returns:
@@ -135,7 +135,8 @@ def _parse(
   """Parses gin files as T5's main does, and locks the configuration.
 
   Returns:
-    The name of the device, and the files and bindings that were added, or None.
+    The kind of each processor, and the files and bindings that were added to
+      the given files; None instead if nothing was added.
   """
   if not paths:
     raise ValueError(
@@ -179,7 +180,7 @@ def _missing_files(
   Args:
     kinds: names of the folders of the given files, such as "models".
     mesh_shape: mesh that replaces the layout's, or None.
-    device: name of the device that each processor is, or None.
+    device: kind of each processor, or None.
   """
   if "models" not in kinds or not kinds <= {"models", "layouts"}:
     return []

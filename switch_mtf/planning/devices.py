@@ -12,7 +12,7 @@ class Device:
   """One processor of a mesh.
 
   Attributes:
-    name: value of --device.
+    name: name, as given by --device.
     memory: bytes of memory of a core.
     peak_flops: FLOPs per second in 16-bit floats, where a multiply-add counts
       as two; None if unknown, as on CPU.

@@ -57,7 +57,7 @@ def text(plan: Plan, model_dir: str) -> str:
 
 
 def comparison(plan: Plan, model_dir: str) -> str | None:
-  """Returns the runs that a comparison of models would start.
+  """Lists the runs that a comparison of models would start.
 
   Args:
     plan: plan of the run.
@@ -154,7 +154,7 @@ def _writes(plan: Plan, model_dir: str) -> list[str]:
 
 
 def _absolute(folder: str) -> str:
-  """Returns the absolute path of a local folder, and a URL as it is."""
+  """Returns the absolute path of a local folder; leaves a URL as it is."""
   return folder if "://" in folder else os.path.abspath(folder)
 
 

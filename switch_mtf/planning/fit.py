@@ -21,7 +21,8 @@ class Advice:
     largest_batch: largest number of sequences that the mesh can compute with at
       the same time, a multiple of the parts that the mesh splits a batch into;
       0 if not even one sequence per part fits.
-    meshes: larger meshes on which the run fits; empty if the run fits as it is.
+    meshes: larger meshes on which the run fits; empty if the run fits as it is,
+      or if none was found.
   """
 
   fits: bool
@@ -54,7 +55,7 @@ def advise(
   """Compares the memory that a run needs with the memory of its device.
 
   Assumes that activations and dispatch grow with the tokens of a processor, and
-  that weights, optimizer slots and gradients grow with the slices that it holds.
+  weights, optimizer slots and gradients with the slices that it holds.
 
   Args:
     memory: memory that the run needs.
@@ -76,7 +77,7 @@ def advise(
 
 
 def _batch_ways(configuration: Configuration, mesh: mtf.Shape) -> int:
-  """Returns the parts that a mesh splits the batch into, with replicas."""
+  """Returns the number of parts of the batch on a mesh, over all replicas."""
   ways = 1
   for name in ("outer_batch", "batch"):
     _, size = mesh_axis(mtf.Dimension(name, configuration.batch_size),
@@ -122,7 +123,7 @@ def _needed(
     memory: Memory, configuration: Configuration, mesh: mtf.Shape,
     graph: mtf.Graph,
 ) -> float | None:
-  """Returns the bytes per processor of another mesh, None if it is illegal."""
+  """Returns the bytes per processor on another mesh; None if it is illegal."""
   ways = _batch_ways(configuration, mesh)
   if configuration.batch_size % ways:
     return None

@@ -26,7 +26,7 @@ class TrainingGraph:
   Attributes:
     lowering: lowering of the whole step; `lowering.graph` is the Mesh-TF graph.
     mesh_impl: mesh implementation that the graph was lowered to.
-    train_op: operation that ends the step, in the TensorFlow graph of one
+    train_op: operation of the whole step, in the TensorFlow graph of one
       processor.
     gradients: gradients of the loss, for the trainable variables that have one.
     loss_weights: auxiliary loss -> its weight in the model's loss, per layer.

@@ -2,7 +2,7 @@
 
 The TensorFlow graph of one processor is walked in creation order: forward,
 backward, and each update as soon as its gradient exists. A tensor is live from
-its creation to its last reader. On TPU, XLA fuses operations, so that the result
+its creation to its last reader. XLA fuses operations, so that on TPU the result
 is an upper bound.
 """
 
@@ -42,8 +42,8 @@ class Memory:
 
   Attributes:
     weights: weights, a teacher's included, in the dtype in which they are kept.
-    optimizer_slots: optimizer slots.
-    gradients: gradients, and other tensors in the shape of weights: updates, and
+    optimizer_slots: variables of the optimizer.
+    gradients: gradients, and other tensors in the shape of weights: updates and
       copies in another dtype.
     activations: activations of tokens, attention and the loss.
     dispatch: slots of experts, and the tensors that route tokens to the slots.
@@ -106,7 +106,7 @@ class _Buffer:
     size: bytes.
     kind: one of KINDS.
     made: number of the operation that creates the first tensor.
-    read: number of the operation that reads the last tensor last.
+    read: number of the last operation that reads the last tensor.
   """
 
   size: int
@@ -225,9 +225,9 @@ def _in_order(graph: TrainingGraph) -> list[tf.Operation]:
 def _kinds(graph: TrainingGraph):
   """Returns a function from a TensorFlow operation to the kind of its output.
 
-  Mesh-TF lowers one operation after the other. A TensorFlow operation therefore
-  belongs to the first Mesh-TF operation whose result was created at the same
-  time or later.
+  Mesh-TF lowers one operation after the other. Therefore the TensorFlow
+  operations created after one result, up to and including the next, belong to
+  the next.
   """
   made = graph.train_op.graph.get_operations()
   number_of = {op: number for number, op in enumerate(made)}

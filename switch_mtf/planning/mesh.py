@@ -10,17 +10,17 @@ from mesh_tensorflow import simd_mesh_impl
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One communication of a step.
+  """A collective operation of a step.
 
   Attributes:
     kind: "allreduce", "alltoall", "allconcat" or "shift".
     mesh_axes: names of the mesh axes along which processors communicate, in
-      order.
+      the order of the mesh.
     elements: number of elements that each processor sums or sends; for an
       allconcat, number of elements of its result. `lowering.counters` has the
       sum over all processors.
     bytes: bytes of these elements.
-    in_loop: whether the communication is in the loop over microbatches.
+    in_loop: whether the collective is in the loop over microbatches.
   """
 
   kind: str
@@ -33,8 +33,8 @@ class Collective:
 class PlanningMeshImpl(simd_mesh_impl.SimdMeshImpl):
   """A mesh that lowers to the graph of one processor and records collectives.
 
-  As on TPU, each tensor has one slice. Variables are placeholders with the shape
-  of a slice, and collectives return tensors of the right shape.
+  Each tensor has one slice, as on TPU. Variables are placeholders that have the
+  shape of a slice. Collectives return tensors of the right shape.
 
   Attributes:
     collectives: the graph's collectives, in order.
@@ -114,7 +114,7 @@ class PlanningMeshImpl(simd_mesh_impl.SimdMeshImpl):
             x.shape.to_integer_list, t.shape.as_list(), strict=True)])
 
   def _note(self, kind: str, mesh_axes: list[int], t: tf.Tensor) -> None:
-    """Records a collective that has a tensor of the shape of `t`."""
+    """Records a collective that sums, sends or returns a slice `t`."""
     elements = t.shape.num_elements()
     self.collectives.append(Collective(
         kind, tuple(self.shape[axis].name for axis in sorted(mesh_axes)),

@@ -1,4 +1,4 @@
-"""Which core holds which slice, drawn as in Figure 9 of the paper."""
+"""Draws which core holds which slice, as in Figure 9 of the paper."""
 
 import math
 
@@ -11,17 +11,17 @@ from switch_mtf.planning.plan import Plan
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-MOST = 32  # cores drawn along one side
+MOST = 32  # most cores drawn along one side
 
 
 def draw(plan: Plan, path: str) -> None:
-  """Draws the mesh: slices of weights, of experts and of tokens.
+  """Draws the slices of weights, experts and tokens on the mesh.
 
-  A square is a core. Squares of one colour hold the same slice.
+  A square is a core. Cores of the same colour hold the same slice.
 
   Args:
-    plan: any.
-    path: of the image; its ending says the format.
+    plan: plan of the run.
+    path: path of the image; its suffix sets the format.
   """
   config = plan.configuration
   impl = mtf.MeshImpl(config.mesh_shape, config.layout_rules)
@@ -41,7 +41,7 @@ def draw(plan: Plan, path: str) -> None:
         axis.text(column, row, number, ha="center", va="center", color="white")
   axes_text = " x ".join(
       f"{dim.name} {dim.size}" for dim in config.mesh_shape.dims) or "one"
-  cut = "" if max(panels[0][1].shape) <= MOST else f", the first {MOST} a side"
+  cut = "" if max(panels[0][1].shape) <= MOST else f", first {MOST} per side"
   figure.suptitle(f"{config.mesh_shape.size:,} cores: {axes_text}{cut}")
   figure.tight_layout()
   figure.savefig(path, dpi=120)
@@ -49,7 +49,7 @@ def draw(plan: Plan, path: str) -> None:
 
 
 def _shapes(plan: Plan) -> dict[str, mtf.Shape]:
-  """What is drawn: a dense layer's weights, an expert layer's, the tokens."""
+  """Returns title -> shape, for dense weights, expert weights and tokens."""
   shapes = {}
   for name, shape in plan.variables:
     if name.endswith("DenseReluDense/wi/kernel"):
@@ -64,14 +64,16 @@ def _shapes(plan: Plan) -> dict[str, mtf.Shape]:
 
 
 def slices(impl: mtf.MeshImpl, shape: mtf.Shape) -> np.ndarray:
-  """The number of the slice that each core has, cores in rows and columns.
+  """Returns the number of the slice of a tensor that each core holds.
 
   Args:
-    impl: mesh and layout.
-    shape: of the tensor.
+    impl: mesh implementation with the layout.
+    shape: shape of the tensor.
 
   Returns:
-    Integers: an axis a mesh axis if the mesh has two, else nearly square.
+    int [rows, columns]: one element per core. The axes are those of the mesh
+      if it has two, of at most MOST cores each; else the array is as square as
+      the number of cores allows.
   """
   begins = [tuple(impl.slice_begin(shape, core)) for core in range(impl.size)]
   number_of = {begin: i for i, begin in enumerate(dict.fromkeys(begins))}

@@ -1,4 +1,4 @@
-"""Everything that the planner finds, as one value."""
+"""Joins everything that the planner finds into one plan."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ TRAINING_PASSES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-  """The room that experts have in training.
+  """The capacity of a stack's experts in training.
 
   Attributes:
-    experts: of a layer.
+    experts: number of experts of a layer.
     group_size: tokens of a group.
     capacity: slots of an expert for one group.
-    expected_drops: fraction of the tokens that would find no slot, if each
-      chose an expert at random: what is to be expected before routers learn.
+    expected_drops: fraction of the tokens that would be dropped if each chose
+      an expert at random, as is expected before routers learn.
   """
 
   experts: int
@@ -38,21 +38,22 @@ class Capacity:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a training run needs on a mesh of some device, and what it costs.
+  """The needs and costs of a training run on a mesh of some device.
 
   Attributes:
-    configuration: the run.
-    device: of each processor.
-    parameters: of the model.
-    flops_per_sequence: forward, by the rule of Table 9.
-    einsum_flops_per_core: of a step, forward, backward and optimizer, counted
-      in the graph as it is lowered.
-    memory: of one processor.
-    communication: of one processor and step: kind, mesh axes, bytes, count.
-    capacity: of the layers of each stack; empty for a dense model.
-    advice: what fits.
-    variables: (name, shape) of the trainable ones.
-    loss_weights: auxiliary loss -> weight of each layer's.
+    configuration: resolved run.
+    device: kind of each processor.
+    parameters: parameter counts of the model.
+    flops_per_sequence: FLOPs of a forward pass, by the rule of Table 9.
+    einsum_flops_per_core: FLOPs of the einsums of a step (forward, backward and
+      optimizer), counted in the lowered graph.
+    memory: memory of one processor.
+    communication: collectives of one processor in a step, added up: kind, mesh
+      axes, bytes, elements, count.
+    capacity: stack -> capacity of its layers; empty for a dense model.
+    advice: batches and meshes that fit.
+    variables: (name, shape) of each trainable variable.
+    loss_weights: auxiliary loss -> its weight in the model's loss, per layer.
   """
 
   configuration: Configuration
@@ -69,13 +70,13 @@ class Plan:
 
   @property
   def training_flops(self) -> float:
-    """Of the whole run."""
+    """The FLOPs of the whole run, by the rule of Table 9."""
     config = self.configuration
     return (self.flops_per_sequence * TRAINING_PASSES * config.batch_size
             * config.train_steps)
 
   def as_dict(self) -> dict[str, Any]:
-    """What --json prints."""
+    """Returns the plan as --json prints it."""
     config = self.configuration
     return {
         "device": self.device.name,
@@ -115,18 +116,18 @@ def plan(
   """Plans a training run.
 
   Args:
-    gin_files: as for `run_t5.py`; models alone are planned as the paper's
-      pre-training.
-    gin_params: bindings that win over the files.
-    device: of `devices.names()`; by default cpu for one processor and tpu_v3
-      for several.
-    mesh_shape: in place of `utils.run.mesh_shape`.
+    gin_files: gin files, as for `run_t5.py`; a model without a run is planned
+      as the paper's pre-training.
+    gin_params: bindings that override the files.
+    device: one of `devices.names()`; by default cpu for one processor and
+      tpu_v3 for several.
+    mesh_shape: mesh that replaces `utils.run.mesh_shape`.
 
   Returns:
     The plan.
 
   Raises:
-    ValueError: what the run would raise before its first step.
+    ValueError: if the run would raise one before its first step.
   """
   config = configurations.resolve(
       gin_files, gin_params, device=device, mesh_shape=mesh_shape)
@@ -142,7 +143,7 @@ def plan(
           mtf_graph, config.sequence_length, choices),
       einsum_flops_per_core=(
           sizes.einsum_flops(built.lowering) / built.mesh_impl.size
-          * config.num_microbatches),  # of the loop; updates are few
+          * config.num_microbatches),  # updates have few einsums
       memory=needed,
       communication=_communication(built, config.num_microbatches),
       capacity=_capacity(mtf_graph),
@@ -152,14 +153,14 @@ def plan(
 
 
 def _choices(mtf_graph: mtf.Graph) -> int:
-  """Experts that a token is sent to; 1 for a dense model."""
+  """Returns the experts that a token is sent to; 1 for a dense model."""
   return max((dim.size for op in graph.operations(mtf_graph)
               for out in op.outputs for dim in out.shape.dims
               if dim.name == "choices"), default=1)
 
 
 def _capacity(mtf_graph: mtf.Graph) -> dict[str, Capacity]:
-  """Of the layers of each stack, as gin configures them."""
+  """Returns the capacity of each stack's layers, as gin configures them."""
   if not any(sizes.is_expert(v) for v in mtf_graph.trainable_variables):
     return {}
   found = {}
@@ -178,7 +179,7 @@ def _capacity(mtf_graph: mtf.Graph) -> dict[str, Capacity]:
 def _communication(
     built: graph.TrainingGraph, num_microbatches: int
 ) -> list[dict[str, Any]]:
-  """The collectives of a step, added up by kind and mesh axes."""
+  """Adds up the collectives of a step by kind and mesh axes."""
   found = {}
   for collective in built.mesh_impl.collectives:
     times = num_microbatches if collective.in_loop else 1

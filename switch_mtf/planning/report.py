@@ -1,4 +1,4 @@
-"""A plan in words."""
+"""Formats a plan as text."""
 
 from switch_mtf.planning import fit
 from switch_mtf.planning.configuration import Configuration
@@ -6,19 +6,19 @@ from switch_mtf.planning.plan import TRAINING_PASSES, Plan
 
 HINTS = {
     "weights": "split further: experts, d_ff, heads or vocab in layout_rules",
-    "optimizer_slots": "Adafactor's are small; another optimizer's are not",
-    "gradients": "and updates; as weights",
+    "optimizer_slots": "small for Adafactor, large for other optimizers",
+    "gradients": "includes updates; reduce as weights",
     "activations": "smaller batch per core, microbatches, or more cores",
     "overhead": "free memory between tensors, and parallel operations",
-    "dispatch": "slots of experts; lower capacity factor or as activations",
+    "dispatch": "slots of experts; lower capacity factor, or as activations",
 }
 
 
 def text(plan: Plan) -> str:
-  """A plan for people.
+  """Formats a plan for people to read.
 
   Args:
-    plan: any.
+    plan: plan of a run.
 
   Returns:
     Lines of text.
@@ -28,6 +28,7 @@ def text(plan: Plan) -> str:
 
 
 def _run(plan: Plan) -> list[str]:
+  """Returns the size of the run, and its mesh."""
   config = plan.configuration
   mesh = config.mesh_shape
   lengths = " + ".join(
@@ -36,7 +37,7 @@ def _run(plan: Plan) -> list[str]:
       *added(config),
       f"{config.train_steps:,} steps of {config.batch_size:,} sequences "
       f"(tokens: {lengths})" + (
-          f", {config.num_microbatches} microbatches a step"
+          f", {config.num_microbatches} microbatches per step"
           if config.num_microbatches > 1 else ""),
       f"on {mesh.size:,} {plan.device.name} "
       f"{'core' if mesh.size == 1 else 'cores'}"
@@ -45,25 +46,26 @@ def _run(plan: Plan) -> list[str]:
 
 
 def added(config: Configuration) -> list[str]:
-  """What was planned beside what was given, and how a run gets it.
+  """Returns the command that starts the run, if the given files are not a run.
 
   Args:
-    config: of the plan.
+    config: resolved run.
 
   Returns:
-    Lines of text; none where a run was given.
+    Lines of text; empty if the given files are a run.
   """
   if not config.added:
     return []
   files, params = config.added
   return [
-      "no run was given: this is the paper's pre-training, which is",
+      "no run was given; planned as the paper's pre-training. To start it:",
       "  python run_t5.py ... --model_dir=DIR "
       + " ".join(f"--gin_file={path}" for path in files),
       *(f'    --gin_param="{param}"' for param in params)]
 
 
 def _model(plan: Plan) -> list[str]:
+  """Returns parameters, FLOPs, capacity and auxiliary losses."""
   params = plan.parameters
   stacks = ", ".join(f"{name} {_short(count)}"
                      for name, count in sorted(params.by_stack.items()))
@@ -71,20 +73,20 @@ def _model(plan: Plan) -> list[str]:
       f"parameters           {params.total:,} ({stacks})",
       f"  of experts         {params.experts:,}"
       f" ({100 * params.experts / params.total:.1f} %)",
-      f"  a token meets      {params.active_per_token:,}",
-      f"FLOPs a sequence     {_short(plan.flops_per_sequence)} forward, "
+      f"  used per token     {params.active_per_token:,}",
+      f"FLOPs per sequence   {_short(plan.flops_per_sequence)} forward, "
       f"{_short(TRAINING_PASSES * plan.flops_per_sequence)} in training",
       f"FLOPs of the run     {_short(plan.training_flops)}",
   ]
   if plan.device.peak_flops:
     seconds = plan.training_flops / (
         plan.device.peak_flops * plan.configuration.mesh_shape.size)
-    lines.append(f"  at the peak rate   {seconds / 86400:.2f} days: never less")
+    lines.append(f"  at the peak rate   {seconds / 86400:.2f} days at least")
   for stack, room in plan.capacity.items():
     lines.append(
-        f"capacity, {stack}    {room.capacity} slots an expert for a group of "
-        f"{room.group_size:,}; routed at random "
-        f"{100 * room.expected_drops:.1f} % of the tokens find none")
+        f"capacity, {stack}    {room.capacity} slots per expert and group of "
+        f"{room.group_size:,} tokens; random routing would drop "
+        f"{100 * room.expected_drops:.1f} % of the tokens")
   for name, weights in plan.loss_weights.items():
     lines.append(f"{name:<20} {len(weights)} layers, together weighing "
                  f"{sum(weights):.4g}")
@@ -92,8 +94,9 @@ def _model(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
+  """Returns the bytes of each kind of memory, with hints to reduce them."""
   kinds = fit.memory_per_core(plan.memory, plan.device)
-  lines = [f"memory a core, of {in_bytes(plan.device.memory)}"]
+  lines = [f"memory per core, of {in_bytes(plan.device.memory)}"]
   for kind, size in kinds.items():
     if size:
       hint = HINTS.get(kind)
@@ -101,14 +104,15 @@ def _memory(plan: Plan) -> list[str]:
                    + (f"   {hint}" if hint else ""))
   if plan.memory.masters:
     lines.append(f"  on the hosts       {in_bytes(plan.memory.masters):>10}   "
-                 "the checkpoint's copy, of all cores")
+                 "the checkpoint's copy, for all cores")
   return lines
 
 
 def _communication(plan: Plan) -> list[str]:
+  """Returns the bytes and the number of each kind of collective."""
   if not plan.communication:
     return ["communication: none"]
-  lines = ["communication a core and step"]
+  lines = ["communication per core and step (size, number of collectives)"]
   for entry in plan.communication:
     lines.append(f"  {entry['kind']:<10} along {entry['mesh_axis']:<16} "
                  f"{in_bytes(entry['bytes']):>10} in {entry['count']:,}")
@@ -116,32 +120,33 @@ def _communication(plan: Plan) -> list[str]:
 
 
 def _verdict(plan: Plan) -> list[str]:
+  """Returns whether the run fits, and else batches and meshes that do."""
   advice, config = plan.advice, plan.configuration
   parts = config.num_microbatches
   batch = f"{advice.largest_batch:,} sequences at once"
   if advice.fits:
     at_once = config.batch_size // parts
     return [f"fits: {at_once:,} sequences at once"
-            + (f", {parts} times a step" if parts > 1 else "")
-            + f"; at most {advice.largest_batch:,} would"]
-  lines = ["DOES NOT FIT. What does:"]
+            + (f", {parts} times per step" if parts > 1 else "")
+            + f"; at most {advice.largest_batch:,} would fit"]
+  lines = ["DOES NOT FIT. What would fit:"]
   if advice.largest_batch:
     lines.append(
-        f"  {batch}, in place of {config.batch_size // parts:,}: a smaller "
-        "utils.run.batch_size, or smaller parts of it by "
+        f"  {batch}, instead of {config.batch_size // parts:,}: a smaller "
+        "utils.run.batch_size, or smaller microbatches, by "
         "serialize_num_microbatches.tokens_per_microbatch_per_replica (tokens "
-        "of the inputs) and groups that divide them")
+        "of the inputs), and groups that divide them")
   lines += [f"  --mesh_shape={mesh}" for mesh in advice.meshes]
   if len(lines) == 1:
     lines.append(
-        "  nothing near: a smaller model" + (
-            ", or weights that are split further, by utils.run.layout_rules"
+        "  no similar batch or mesh: use a smaller model" + (
+            ", or split weights further, by utils.run.layout_rules"
             if config.mesh_shape.size > 1 else ""))
   return lines
 
 
 def _short(count: float) -> str:
-  """1234567 as 1.23M."""
+  """Formats a count with a unit: 1234567 as '1.235M'."""
   for unit, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12),
                      ("B", 1e9), ("M", 1e6), ("k", 1e3)):
     if count >= size:
@@ -150,5 +155,5 @@ def _short(count: float) -> str:
 
 
 def in_bytes(size: float) -> str:
-  """A number of bytes as '1.23 GB' or '1.23 MB'."""
+  """Formats a number of bytes as '1.23 GB' or '1.23 MB'."""
   return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"

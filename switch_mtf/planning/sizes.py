@@ -1,4 +1,4 @@
-"""Parameters and FLOPs, counted in the variables of a Mesh-TF graph."""
+"""Counts parameters and FLOPs from the variables of a Mesh-TF graph."""
 
 import dataclasses
 import math
@@ -10,14 +10,14 @@ EXPERTS = "experts"
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-  """How many parameters a model has.
+  """Parameter counts of a model.
 
   Attributes:
-    total: all of them.
+    total: number of all parameters.
     by_stack: "encoder", "decoder", "shared" (the embedding) -> parameters.
-    experts: those of experts, without their routers.
-    active_per_token: those that a token meets: of the experts of a layer, as
-      many as it is sent to. Embeddings count whole.
+    experts: parameters of experts, without their routers.
+    active_per_token: parameters that one token uses, which include only the
+      experts that it is sent to. Embeddings count whole.
   """
 
   total: int
@@ -30,8 +30,8 @@ def parameters(graph: mtf.Graph, choices: int) -> Parameters:
   """Counts the parameters of a model.
 
   Args:
-    graph: with the model's variables.
-    choices: experts that a token is sent to.
+    graph: graph with the model's variables.
+    choices: number of experts that a token is sent to.
 
   Returns:
     The counts.
@@ -51,14 +51,17 @@ def parameters(graph: mtf.Graph, choices: int) -> Parameters:
 
 @dataclasses.dataclass(frozen=True)
 class _Original:
-  """A trainable variable as it was before variables were stacked."""
+  """A trainable variable as it was before Mesh-TF stacked variables."""
 
   name: str
   shape: mtf.Shape
 
 
 def originals(graph: mtf.Graph) -> list[_Original]:
-  """The trainable variables, those apart that mtf has stacked for start-up."""
+  """Returns the trainable variables; unstacks those that Mesh-TF stacked.
+
+  Mesh-TF stacks variables of the same shape so that graphs build faster.
+  """
   found = []
   for variable in graph.trainable_variables:
     if isinstance(variable, mtf.ops.StackedVariable):
@@ -70,33 +73,34 @@ def originals(graph: mtf.Graph) -> list[_Original]:
 
 
 def is_expert(variable) -> bool:
-  """Whether a variable holds experts, and is not a router."""
+  """Returns whether a variable holds experts, and is not a router."""
   return EXPERTS in variable.shape.dimension_names and (
       "/router/" not in variable.name)
 
 
 def num_experts(variable) -> int:
-  """How many it holds."""
+  """Returns the number of experts that a variable holds."""
   return variable.shape.get_dim_by_name(EXPERTS).size
 
 
 def flops_per_sequence(
     graph: mtf.Graph, sequence_length: dict[str, int], choices: int
 ) -> float:
-  """FLOPs of a forward pass by the rule of Table 9.
+  """Counts the FLOPs of a forward pass by the rule of Table 9.
 
-  Kaplan et al. (https://arxiv.org/abs/2001.08361), section 2.1: two for each
-  parameter that is not an embedding, and 2 n_layer n_ctx d_attn for attention,
-  a token; the logits of the targets; routers are left out. With inputs of 512
-  and targets of 114 tokens it gives the figures of the paper.
+  The rule is that of Kaplan et al. (https://arxiv.org/abs/2001.08361), section
+  2.1. Each token costs two FLOPs per parameter that is not an embedding, and 2
+  n_layer n_ctx d_attn for attention. The logits of the targets are added;
+  routers are left out. With inputs of 512 and targets of 114 tokens, the result
+  agrees with the figures of the paper.
 
   Args:
-    graph: with the model's variables.
+    graph: graph with the model's variables.
     sequence_length: tokens of "inputs" and "targets".
-    choices: experts that a token is sent to.
+    choices: number of experts that a token is sent to.
 
   Returns:
-    FLOPs.
+    FLOPs per sequence.
   """
   total = 0.0
   vocabulary_entries = 0
@@ -105,14 +109,14 @@ def flops_per_sequence(
     tokens = sequence_length["targets" if stack == "decoder" else "inputs"]
     size = variable.shape.size
     if "vocab" in variable.shape.dimension_names:
-      vocabulary_entries = size  # where it is not tied, logits come last
+      vocabulary_entries = size  # an untied output embedding is last
       continue
     if "/router/" in variable.name or "relative_attention" in variable.name:
       continue
     if is_expert(variable):
       size = size * choices // num_experts(variable)
     total += 2.0 * size * tokens
-    if variable.name.endswith("Attention/o"):  # one a layer, [d_attn, d_model]
+    if variable.name.endswith("Attention/o"):  # [d_attn, d_model], per layer
       context = sequence_length["inputs"] if "EncDec" in variable.name else (
           tokens)
       total += 2.0 * tokens * context * (
@@ -121,18 +125,18 @@ def flops_per_sequence(
 
 
 def einsum_flops(lowering: mtf.Lowering) -> float:
-  """FLOPs of all einsums of a step on all processors, as lowered."""
+  """Returns the FLOPs of a step's einsums, as lowered, on all processors."""
   return 2.0 * sum(
       size for name, size in lowering.counters if name == "einsum")
 
 
 def binomial_overflow(tokens: int, experts: int, capacity: int) -> float:
-  """The share of a group that finds its expert full if experts are drawn.
+  """Computes the expected fraction of dropped tokens if routing is random.
 
   Args:
-    tokens: of a group.
-    experts: each drawn with the same probability by each token.
-    capacity: slots of an expert for the group.
+    tokens: tokens of a group.
+    experts: number of experts, which a token chooses with equal probability.
+    capacity: slots of an expert for one group.
 
   Returns:
     The expected fraction of the tokens.

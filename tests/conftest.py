@@ -20,8 +20,9 @@ tf_stack.extract_stack = lambda stacklevel=1: NOWHERE
 
 
 # Files that take long. They come first, so that two processes end together.
-LONG = ("test_run_t5", "test_layouts", "test_readme", "test_decoding",
-        "test_upstream", "test_oracle_routers", "test_parity_gatings")
+LONG = ("test_run_t5", "test_layouts", "test_readme", "test_logit_cache",
+        "test_distillation_run", "test_decoding", "test_upstream",
+        "test_oracle_routers", "test_parity_gatings", "test_mechanisms")
 
 
 def pytest_collection_modifyitems(items):

@@ -16,9 +16,12 @@ import importlib
 import os
 import sys
 
-# TensorFlow's C++ code reports a missing GPU as an error. Not setdefault:
-# TensorFlow itself sets this variable for the processes that it starts.
-if not any(flag.startswith("--verbosity") for flag in sys.argv):
+# The log of TensorFlow's C++ code, which reports a missing GPU as an error.
+# Before upstream hides it, and in place of what TensorFlow itself sets for the
+# processes that it starts.
+if any(flag.startswith("--verbosity") for flag in sys.argv):
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
+else:
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from switch_mtf.upstream import fixes  # isort:skip  (before mesh_tensorflow and t5)

@@ -170,7 +170,7 @@ def profile_tables(record: dict[str, Any]) -> str:
   """Formats the time and memory of the profiled steps as Markdown.
 
   Args:
-    record: record of `benchmarks.profile`.
+    record: record of `benchmarks.step_profile`.
 
   Returns:
     Two tables, and sentences on the messages of two processes and on the

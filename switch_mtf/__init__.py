@@ -1,10 +1,13 @@
 """Switch Transformers on Mesh-TensorFlow, trained through T5.
 
-Importing the package costs nothing: a name below loads its module when it is
-first used, and with it TensorFlow and everything in `upstream/`.
+Importing the package costs nothing: a name below, or a module, is loaded when
+it is first used, and with it TensorFlow and everything in `upstream/`. Whoever
+imports `mesh_tensorflow`, `t5` or `seqio` too imports `switch_mtf.upstream`
+before them.
 """
 
 import importlib
+import importlib.util
 from typing import Any
 
 # Public name -> module.
@@ -25,9 +28,12 @@ __all__ = list(_HOMES)  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-  if name not in _HOMES:
+  if name in _HOMES:
+    return getattr(importlib.import_module(_HOMES[name]), name)
+  module = f"{__name__}.{name}"
+  if name.startswith("_") or importlib.util.find_spec(module) is None:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module(_HOMES[name]), name)
+  return importlib.import_module(module)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,7 @@
   B       batch             a sequence                         batch:...
   L       length            a position                         never here
   M       d_model           a feature of a token               never here
-  N       d_model           a feature of a result; N is M      never here
-                            but in Switch attention
+  N       d_model           a feature of a result              never here
   G       batch             a group of tokens                  batch:...
   S       group             a token of the group               never
   E       experts           an expert                          experts:...
@@ -15,11 +14,12 @@
   F       d_ff              a hidden unit                      d_ff:...
   K       choices           a token's k-th expert              never
 
-A tensor's name ends in its suffixes, in the order of its axes: `probs_OGSE`. A
-dimension's mtf name is a sharding statement, because layout rules match it: G
-is called "batch" so that T5's rule `batch:batch` splits the groups. No module
-of `layers/` writes `mtf.Dimension("...")`: dimensions are made here. Read
-`layers/switch_ffn.py` next.
+N equals M except in Switch attention. A tensor's name ends in its suffixes, in
+the order of its axes: `probs_OGSE`. A dimension's mtf name is a sharding
+statement, because layout rules match it: G is called "batch" so that T5's rule
+`batch:batch` splits the groups. No module of `layers/` writes
+`mtf.Dimension("...")`: dimensions are made here. Read `layers/switch_ffn.py`
+next.
 """
 
 from switch_mtf import upstream  # noqa: F401  isort:skip

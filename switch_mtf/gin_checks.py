@@ -38,7 +38,7 @@ MODEL = (r"(Switch\w+|\w+Router|init_scale|DenseReluDense|transformer)\.|"
          r"(d_model|d_ff|num_layers|num_heads|d_kv|num_experts)$")
 RUN = r"utils\.run\."
 
-# Old module -> the module that has its contents now.
+# Old module, or name in a module that was divided -> its place now.
 MOVED = {
     "switch_mtf.compat": "switch_mtf.upstream",
     "switch_mtf.layers.attention": "switch_mtf.kernels.attention",
@@ -49,6 +49,8 @@ MOVED = {
     "switch_mtf.training.blanks": "switch_mtf.comparison.blanks",
     "switch_mtf.training.compare": "switch_mtf.comparison.compare",
     "switch_mtf.training.distillation": "switch_mtf.distillation.loss",
+    "switch_mtf.training.distillation.distill_from":
+        "switch_mtf.distillation.teacher.distill_from",
     "switch_mtf.training.distillation_report": "switch_mtf.distillation.report",
     "switch_mtf.training.extension": "switch_mtf.training.model_fn",
     "switch_mtf.training.logit_cache": "switch_mtf.distillation.logit_cache",
@@ -108,6 +110,7 @@ def _check_selectors(bindings: Sequence[Binding]) -> None:
         value.removesuffix("()").rsplit("/", 1)[-1]
         for value in flat(binding.value) if isinstance(value, Reference))]
     for name in names:
+      check_module(name, binding.place)
       check_module(name.rpartition(".")[0], binding.place)
 
 

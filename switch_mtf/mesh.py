@@ -82,11 +82,14 @@ def add_up_gradients(op: mtf.Operation, *dys: mtf.Tensor) -> list[mtf.Tensor]:
   the gradient of an input that several processors share.
 
   Args:
-    op: the operation; its first output has all dimensions that are split.
-    *dys: gradients of its outputs.
+    op: the operation, with one output that has all dimensions that are split.
+    *dys: the gradient of that output.
   """
+  y, = op.outputs
+  # The dimensions of dy may come in another order.
+  dy = mtf.broadcast(*dys, y.shape)
   return add_up(
-      gradients_of_slices(len(op.outputs)), [*op.outputs, *dys, *op.inputs],
+      gradients_of_slices(1), [y, dy, *op.inputs],
       [x.shape for x in op.inputs], [x.dtype for x in op.inputs],
       f"{op.name}_gradients")
 

@@ -119,12 +119,13 @@ def test_at_the_size_that_is_factored_by_default(shapes, steps):
 
 
 @pytest.mark.parametrize("layout", ["experts:a", "d_ff:a", "d_model:a"])
-def test_on_a_mesh(layout):
+def test_on_a_mesh(layout, updated):
   options = {"min_dim_size_to_factor": 8}
   check_same(
       train(FewPassAdafactor, SMALL, mesh_shape="a:2", layout=layout,
             **options),
       train(optimize.AdafactorOptimizer, SMALL, **options))
+  assert len(updated) == 2 * len(FACTORED)  # a slice on each processor
 
 
 PARTS = {"one matrix": [4, 6], "a matrix each": [3, 4, 6], "odd": [5, 3, 4],

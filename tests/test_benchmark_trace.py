@@ -1,4 +1,4 @@
-"""What `benchmarks.trace` and `benchmarks.profile` say of a step."""
+"""What `benchmarks.trace` and `benchmarks.step_profile` say of a step."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from helpers.graphs import as_it_is
 
-from benchmarks import profile, trace, worker
+from benchmarks import step_profile, trace, worker
 from benchmarks.harness import ROOT, Worker
 
 
@@ -135,13 +135,13 @@ def test_profile_command(monkeypatch, tmp_path, capsys):
   script = tmp_path / "fake.py"
   script.write_text(FAKE)
   rates = {"gflop_per_second": 1.0, "gb_per_second": 2.0}
-  monkeypatch.setattr(profile, "Worker", lambda job: Worker(
-      job, [profile.sys.executable, str(script)]))
-  monkeypatch.setattr(profile, "torch_rates", lambda: rates)
-  monkeypatch.setattr(profile, "tensorflow_rates", lambda: rates)
+  monkeypatch.setattr(step_profile, "Worker", lambda job: Worker(
+      job, [step_profile.sys.executable, str(script)]))
+  monkeypatch.setattr(step_profile, "torch_rates", lambda: rates)
+  monkeypatch.setattr(step_profile, "tensorflow_rates", lambda: rates)
   monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "7")  # put back by monkeypatch
   output = tmp_path / "profile.json"
-  profile.main(["--experts", "4", "--rivals", "upstream",
+  step_profile.main(["--experts", "4", "--rivals", "upstream",
                 f"--output={output}"])
   record = json.loads(output.read_text())
   assert record["complete"] and record["rates"]["tensorflow"] == rates

@@ -136,7 +136,7 @@ def test_what_is_kept_lies_as_it_is_read():
 
 
 @pytest.mark.parametrize("position", [[0, 2, 4], [1, 1, 1], [4, 5, 9]])
-def test_remember(position):
+def test_write_cache(position):
   rng = np.random.default_rng(0)
   memory, new = rng.normal(size=[3, 5, 4]), rng.normal(size=[3, 4])
   for row, at in enumerate(position):

@@ -39,23 +39,35 @@ def test_kernels_run_off_tpu_and_where_speed_is_on(monkeypatch):
   assert not choice.replaces_upstream(cpu)
 
 
-def test_one_switch_turns_everything_off():
-  # With SWITCH_MTF_FAST=0 a model with our embedding, norm, loss and optimizer
-  # computes as upstream's own, and nothing of upstream is replaced for speed.
-  script = """
+@pytest.mark.parametrize("fast", ["0", "1"])
+def test_one_switch_turns_everything_off(fast):
+  # A model with our embedding, norm, loss and optimizer: with
+  # SWITCH_MTF_FAST=0 none of their operations is in the graph, and nothing of
+  # upstream is replaced for speed.
+  script = f"""
 import switch_mtf.kernels
 import mesh_tensorflow as mtf
-from mesh_tensorflow import optimize
+from helpers import plans
+from mesh_tensorflow import placement_mesh_impl
 from mesh_tensorflow.transformer import attention, transformer_layers
-from switch_mtf.kernels import adafactor, choice, embedding, norm
-from switch_mtf.kernels import attention as ours
-assert not choice.replaces_upstream(mtf.Mesh(mtf.Graph(), "mesh"))
-assert attention.attention is ours.attention.upstream
-assert transformer_layers.SelfAttention.call.__module__.startswith("mesh")
-for function in (norm.rms_norm.__wrapped__,
-                 embedding.GatherEmbedding.ids_to_embedding,
-                 adafactor.FewPassAdafactor.apply_grad):
-  assert function.upstream
+from switch_mtf.planning import configuration, graph
+import tasks
+configuration.start_graph_mode()
+small = "FewPassAdafactor.min_dim_size_to_factor = 8"
+made = graph.build(configuration.resolve([plans.TINY], [small], device="cpu"))
+names = {{op.name.split("/")[-1].rstrip("_0123456789")
+         for op in graph.operations(made.lowering.graph)}}
+ours = {{"rms_norm", "rows", "cross_entropy", "add_up", "attention"}}
+replaced = [x.__module__.startswith("switch_mtf") for x in (
+    attention.attention, transformer_layers.SelfAttention.call,
+    transformer_layers.EncDecAttention.call,
+    placement_mesh_impl.PlacementMeshImpl.einsum, mtf.Variable.lower)]
+if {fast}:
+  assert ours <= names and all(replaced), (names, replaced)
+else:
+  assert not ours & names and not any(replaced), (names, replaced)
 """
-  subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True,
-                 env={**os.environ, "SWITCH_MTF_FAST": "0"})
+  subprocess.run(
+      [sys.executable, "-c", script], cwd=ROOT, check=True,
+      env={**os.environ, "SWITCH_MTF_FAST": fast,
+           "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])})

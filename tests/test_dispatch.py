@@ -11,7 +11,7 @@ from switch_mtf.dims import MoeDims
 from switch_mtf.layers.dispatch import (
   EinsumDispatcher,
   GatherDispatcher,
-  InPlaceDispatcher,
+  _InPlaceDispatcher,
   default_dispatcher,
   indices,
 )
@@ -140,7 +140,7 @@ def test_indices(name, new_mesh):
 def test_in_place(name, new_mesh):
   # Nothing is dropped: a choice without a slot has weight 0.
   case, mesh = make_case(name), new_mesh()
-  dims, dispatcher = case.dims, InPlaceDispatcher()
+  dims, dispatcher = case.dims, _InPlaceDispatcher()
   expert, weight = (constant(mesh, value, dims.OGSK)
                     for value in (case.expert, case.weight))
   routing = Routing(expert, None, weight, {}, {})
@@ -274,6 +274,6 @@ def test_default_dispatcher(new_mesh):
   assert kind(new_mesh(), mode="train") == GatherDispatcher
   assert kind(new_mesh(), mode="eval") == GatherDispatcher
   # 24 choices, of at most 32.
-  assert kind(new_mesh(), mode="incremental") == InPlaceDispatcher
+  assert kind(new_mesh(), mode="incremental") == _InPlaceDispatcher
   assert kind(new_mesh(), mode="incremental", layout="batch:a",
               mesh_shape="a:3") == GatherDispatcher

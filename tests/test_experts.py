@@ -133,3 +133,16 @@ def test_only_where_choices_are_few(router, tokens, expected, uses):
 def test_only_when_decoding(mode, uses):
   build(f"batch:2,d_model:{MODEL}", mode=mode)
   assert uses == [0]
+
+
+@pytest.mark.parametrize("dispatcher", [
+    dispatch.EinsumDispatcher, dispatch.GatherDispatcher])
+def test_a_dispatcher_that_is_asked_for_fills_slots(dispatcher, uses):
+  shape = f"batch:4,d_model:{MODEL}"
+  asked = build(shape, dispatcher=dispatcher())
+  assert uses == [0]
+  alone = build(shape)
+  assert uses == [1]
+  weights, x = random_inputs(alone, shape)
+  np.testing.assert_allclose(
+      asked(weights, x)["y"], alone(weights, x)["y"], rtol=1e-5, atol=1e-5)

@@ -1,5 +1,6 @@
 """What gin accepts and should not is found before a run starts."""
 
+import importlib
 import importlib.util
 
 import pytest
@@ -110,7 +111,28 @@ def test_module_that_has_moved(tmp_path, text, line):
       f"switch_mtf.comparison.compare. Correct it in {path}, line {line}.")
 
 
+@pytest.mark.parametrize("text", [
+    "import switch_mtf.training.blanks\n",
+    "switch_mtf.training.blanks.fill_blanks.tokens = 3\n"])
+def test_module_of_a_phase_that_has_moved(tmp_path, text):
+  phase = write(tmp_path, "phase.gin", text)
+  with pytest.raises(ValueError, match=(
+      r"place now=switch_mtf\.comparison\.blanks\. Correct it in .*phase.gin, "
+      "line 1")):
+    gin_checks.check_run([], [f"train_then.phases = ['{phase}']"], [])
+
+
+def test_name_of_a_module_that_was_divided():
+  assert "place now=switch_mtf.distillation.teacher.distill_from." in complaint(
+      "switch_mtf.training.distillation.distill_from.checkpoint = 'a'")
+  assert "place now=switch_mtf.distillation.loss." in complaint(
+      "switch_mtf.training.distillation.distillation.replaced = 'fresh'")
+
+
 @pytest.mark.parametrize("old, new", gin_checks.MOVED.items())
 def test_places_of_modules(old, new):
-  assert importlib.util.find_spec(new)
-  assert importlib.util.find_spec(old) is None
+  room, _, name = new.rpartition(".")
+  assert hasattr(importlib.import_module(room), name) or (
+      importlib.util.find_spec(new))
+  with pytest.raises(ImportError):
+    importlib.import_module(old)

@@ -162,7 +162,7 @@ def test_only_upstream_puts_off_imports():
 
 # Rooms whose import applies upstream's patches.
 FIRST = ("switch_mtf.upstream", "switch_mtf.kernels", "switch_mtf.layers")
-LATE = ("mesh_tensorflow", "t5", "seqio")
+LATE = ("mesh_tensorflow", "t5", "seqio", "tensorflow")
 
 
 def comes_first(source):

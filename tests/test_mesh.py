@@ -70,6 +70,17 @@ def test_gradient_of_an_input_that_processors_share(
   np.testing.assert_allclose(dscale, (2 * X * X).sum(0), rtol=1e-5, atol=1e-5)
 
 
+def test_gradient_in_another_order(new_mesh):
+  mesh = new_mesh()
+  square = [mtf.Dimension("rows", 4), mtf.Dimension("columns", 4)]
+  x = constant(mesh, X[:, :4], square)
+  y = mtf.slicewise(lambda x: 3.0 * x, [x], splittable_dims=square,
+                    grad_function=add_up_gradients)
+  found = mtf.gradients([y], [x], [constant(mesh, X[:, :4].T, square[::-1])])
+  dx, = evaluate(lower(mesh), found)
+  np.testing.assert_allclose(dx, 3 * X[:, :4], rtol=1e-5)
+
+
 def test_axis_that_splits_a_dimension():
   assert mesh_axis(ROWS, None, None) == (None, 1)
   assert mesh_axis(ROWS, "rows:b", "a:2;b:3") == (1, 3)

@@ -155,7 +155,7 @@ def _attend(
   def fn(*slices: tf.Tensor) -> tf.Tensor:
     q, k, v, *more = map(arrange, slices, orders, wanted)
     y = attend(q, k, v, _sum(more[:len(biases)]),
-                       None if mask is None else more[-1])
+               None if mask is None else more[-1])
     return arrange(y, dims.output, output_dims)
 
   return mtf.slicewise(

@@ -127,7 +127,7 @@ def _write(
 
   return mtf.slicewise(
       fn, inputs, splittable_dims=[*sequences, *entry], grad_function=0,
-      name="remember")
+      name="write_cache")
 
 
 def write_cache(

@@ -3,7 +3,7 @@
 The dispatchers share one contract and are equal to float rounding, forward and
 backward. `EinsumDispatcher` multiplies by one-hot masks, as the paper does: a
 matmul is fast on TPU, and a gather is not. `GatherDispatcher` moves rows by
-index, on CPU and GPU. `InPlaceDispatcher` moves nothing, for the few tokens of
+index, on CPU and GPU. `_InPlaceDispatcher` moves nothing, for the few tokens of
 a decoding step. Each direction has one all-to-all, `to_experts_side` or
 `to_groups_side`; no other communication happens here.
 """
@@ -17,6 +17,7 @@ import tensorflow.compat.v1 as tf
 from switch_mtf.dims import MoeDims, check_shape
 from switch_mtf.layers.routing import Routing
 from switch_mtf.mesh import on_tpu
+from switch_mtf.upstream import FAST
 
 # The largest number of choices for which reading only the kernels of the chosen
 # experts is faster than filling slots.
@@ -167,7 +168,7 @@ class GatherDispatcher(Dispatcher):
     return _combine(y_OGSKN, routing, dims)
 
 
-class InPlaceDispatcher(Dispatcher):
+class _InPlaceDispatcher(Dispatcher):
   """Leaves each token where it is: its experts' kernels come to the token.
 
   For a few tokens on one processor, without a gradient. Decoding a few
@@ -177,13 +178,13 @@ class InPlaceDispatcher(Dispatcher):
 
   def to_experts(self, x_OGSM, routing, dims):
     """See the base class; returns a row for each choice, OGSKM."""
-    check_shape(x_OGSM, dims.OGSM, "InPlaceDispatcher x")
+    check_shape(x_OGSM, dims.OGSM, "in-place dispatch x")
     return mtf.broadcast(x_OGSM, mtf.Shape(dims.OGSKM))
 
   def from_experts(self, y_OGSKN, routing, dims):
     """See the base class; takes the result of each choice, OGSKN."""
     check_shape(
-        y_OGSKN, [*dims.OGSK, dims.output_dim], "InPlaceDispatcher y")
+        y_OGSKN, [*dims.OGSK, dims.output_dim], "in-place dispatch y")
     return _combine(y_OGSKN, routing, dims)
 
 
@@ -197,9 +198,9 @@ def default_dispatcher(context, dims: MoeDims) -> Dispatcher:
   if on_tpu(context.mesh):
     return EinsumDispatcher()
   processors = mtf.convert_to_shape(context.model.mesh_shape or "").size
-  if (context.mode == "incremental" and processors == 1
+  if (FAST and context.mode == "incremental" and processors == 1
       and mtf.Shape(dims.OGSK).size <= FEW_CHOICES):
-    return InPlaceDispatcher()
+    return _InPlaceDispatcher()
   return GatherDispatcher()
 
 

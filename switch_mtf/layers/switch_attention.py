@@ -130,5 +130,5 @@ class _SwitchProjections(attention.AttentionParams):
              else self._layer.memory_projection)
     combined = mtf.Dimension(self.q_dims[0].name, mtf.Shape(self.q_dims).size)
     with tf.variable_scope(name):
-      y = layer.call(self._context, x, combined)
+      y = layer.call(self._context, x, output_dim=combined)
     return mtf.replace_dimensions(y, combined, self.q_dims)

@@ -97,15 +97,15 @@ class SwitchFFN(transformer.TransformerLayer):
     _check_options(vars(self))
 
   def call(
-      self, context: transformer.Context, x: mtf.Tensor,
+      self, context: transformer.Context, x: mtf.Tensor, *,
       output_dim: mtf.Dimension | None = None,
   ) -> mtf.Tensor:
     """Applies the layer; the steps are those of the class docstring.
 
     Args:
       context: context of the stack; losses are appended to `context.losses`.
-      x: [outer_batch?, batch, ..., d_model] - tokens are indexed by all
-        dimensions between the first and the last.
+      x: [outer_batch?, batch, ..., d_model] - all dimensions but outer_batch
+        and d_model index tokens.
       output_dim: features of the result; d_model by default.
 
     Returns:

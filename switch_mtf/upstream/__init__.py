@@ -1,8 +1,9 @@
 """Patches for upstream packages: all of the changes that this project makes.
 
 Import this package before `mesh_tensorflow`, `t5` or `seqio`. Importing it
-applies all patches; importing it again does nothing. No other package of this
-project changes an upstream module.
+applies all patches but one, which `switch_mtf.kernels` applies when it is
+imported: `speed.replace_attention_and_einsum`. Importing it again does nothing.
+No other package of this project changes an upstream module.
 
   before_tensorflow   settings made before TensorFlow is imported; the switch
                       that turns off everything that is for speed alone
@@ -25,8 +26,6 @@ if FAST:
   gc.disable()
   before_tensorflow.use_onednn()
   before_tensorflow.put_off_imports()
-
-from switch_mtf.upstream import fixes, seams, speed  # noqa: E402
 
 
 def apply() -> None:
@@ -54,6 +53,7 @@ def apply() -> None:
 
 
 try:
+  from switch_mtf.upstream import fixes, seams, speed
   apply()
 finally:
   if _COLLECTS_GARBAGE:

@@ -1,7 +1,7 @@
 """Settings that must be made before TensorFlow is imported.
 
-This module does not import TensorFlow. `FAST` is the one switch for everything
-that this project does for speed alone.
+`upstream/__init__.py` imports this module first. `FAST` is the one switch for
+everything that this project does for speed alone.
 """
 
 import os

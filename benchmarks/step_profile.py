@@ -1,6 +1,6 @@
 """Profiles the time and memory of a step, and the limits of the machine.
 
-  python -m benchmarks.profile
+  python -m benchmarks.step_profile
 
 Writes results/benchmarks/profile.json, from which `benchmarks.report` makes the
 tables of docs/speed.md. For each of `subjects` it has the seconds of a step,
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
   Args:
     arguments: command-line arguments.
   """
-  parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}")
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.step_profile")
   parser.add_argument("--experts", type=int, nargs="+", default=[1, 8, 32, 128])
   parser.add_argument("--rivals", nargs="*", choices=list(harness.SHORT)[1:],
                       default=list(harness.SHORT)[1:])

@@ -13,6 +13,15 @@ from helpers.graphs import ROOT, T5_GIN
 from helpers.runs import NOISY, succeed
 from tensorflow.python.util import tf_stack
 
+# A run keeps freed memory for its next step (`keep_freed_memory`); the many small
+# graphs of the tests would only pile up. So large blocks are glibc's defaults
+# again: mapped, and given back.
+LIBC = None
+with contextlib.suppress(OSError):
+  LIBC = ctypes.CDLL("libc.so.6")
+  LIBC.mallopt(-4, 65536)  # M_MMAP_MAX
+  LIBC.mallopt(-1, 2**17)  # M_TRIM_THRESHOLD
+
 # TensorFlow notes for every operation where it was made, a tenth of what making
 # it takes: here all are made at one place.
 NOWHERE = tf_stack.extract_stack()
@@ -56,8 +65,8 @@ def free_memory(request):
       if hasattr(value, "cache_clear"):
         value.cache_clear()
   gc.collect()
-  with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+  if LIBC:
+    LIBC.malloc_trim(0)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from helpers.graphs import ROOT, T5_GIN
 from helpers.runs import NOISY, succeed
 from tensorflow.python.util import tf_stack
 
-# A run keeps freed memory for its next step (`keep_freed_memory`); the many small
-# graphs of the tests would only pile up. So large blocks are glibc's defaults
+# A run keeps freed memory for its next step (`keep_freed_memory`); many small
+# graphs of tests would only pile up. So large blocks get glibc's defaults
 # again: mapped, and given back.
 LIBC = None
 with contextlib.suppress(OSError):

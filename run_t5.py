@@ -16,9 +16,9 @@ import importlib
 import os
 import sys
 
-# The log of TensorFlow's C++ code, which reports a missing GPU as an error.
-# Before upstream hides it, and in place of what TensorFlow itself sets for the
-# processes that it starts.
+# TensorFlow's C++ code logs a missing GPU as an error. Its log is hidden unless
+# --verbosity is given. The level is assigned, not only set as a default: a
+# process that TensorFlow started has inherited a level from it.
 if any(flag.startswith("--verbosity") for flag in sys.argv):
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
 else:

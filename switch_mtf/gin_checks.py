@@ -40,11 +40,14 @@ RUN = r"utils\.run\."
 
 # Old module, or name in a module that was divided -> its place now.
 MOVED = {
+    "switch_mtf.checks": "switch_mtf.errors",
     "switch_mtf.compat": "switch_mtf.upstream",
+    "switch_mtf.late_imports": "switch_mtf.upstream.late_imports",
     "switch_mtf.layers.attention": "switch_mtf.kernels.attention",
     "switch_mtf.layers.embedding": "switch_mtf.kernels.embedding",
     "switch_mtf.layers.norm": "switch_mtf.kernels.norm",
     "switch_mtf.matmuls": "switch_mtf.kernels.matmuls",
+    "switch_mtf.mesh_errors": "switch_mtf.errors",
     "switch_mtf.training.best": "switch_mtf.training.best_checkpoint",
     "switch_mtf.training.blanks": "switch_mtf.comparison.blanks",
     "switch_mtf.training.compare": "switch_mtf.comparison.compare",
@@ -54,10 +57,13 @@ MOVED = {
     "switch_mtf.training.distillation_report": "switch_mtf.distillation.report",
     "switch_mtf.training.extension": "switch_mtf.training.model_fn",
     "switch_mtf.training.logit_cache": "switch_mtf.distillation.logit_cache",
+    "switch_mtf.training.logit_store": "switch_mtf.distillation.logit_store",
     "switch_mtf.training.loop": "switch_mtf.training.phases",
     "switch_mtf.training.optimizer": "switch_mtf.kernels.adafactor",
     "switch_mtf.training.report": "switch_mtf.comparison.report",
+    "switch_mtf.training.side_by_side": "switch_mtf.comparison.side_by_side",
     "switch_mtf.training.student_init": "switch_mtf.distillation.student_init",
+    "switch_mtf.training.sums": "switch_mtf.kernels.adafactor",
 }
 
 

@@ -31,7 +31,7 @@ class _Dims:
   def fit(self, k: mtf.Tensor, v: mtf.Tensor, bias: mtf.Tensor | None) -> bool:
     """Returns whether q, k, v and the bias have these dimensions only.
 
-    And at most one of them is of queries alone.
+    At most one dimension may be that of queries alone.
     """
     added = [] if bias is None else bias.shape.dims
     return (len(self.queries) <= 1 and set(k.shape.dims) == set(self.k)

@@ -32,8 +32,9 @@ def self_attention(
 ) -> mtf.Tensor:
   """Replaces `SelfAttention.call`: a step writes one position of the cache.
 
-  Everything else is upstream's. All of it is on TPU, with hyper-prompts, and
-  where a mesh axis splits the positions of the cache.
+  Projections, bias and attention are the layer's own. Upstream's method runs on
+  TPU, with hyper-prompts, and where a mesh axis splits the positions of the
+  cache.
 
   Args:
     layer: the attention layer.

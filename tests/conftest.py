@@ -11,6 +11,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from helpers.graphs import ROOT, T5_GIN
 from helpers.runs import NOISY, succeed
+from tensorflow.python.framework import ops
 from tensorflow.python.util import tf_stack
 
 # A run keeps freed memory for its next step (`keep_freed_memory`); many small
@@ -64,6 +65,11 @@ def free_memory(request):
     for value in list(vars(module).values()):
       if hasattr(value, "cache_clear"):
         value.cache_clear()
+  # TensorFlow registers each call of a `tf.custom_gradient` for ever, and the
+  # call holds its whole graph.
+  gradients = ops.gradient_registry._registry
+  for name in [n for n in gradients if n.startswith("CustomGradient-")]:
+    del gradients[name]
   gc.collect()
   if LIBC:
     LIBC.malloc_trim(0)

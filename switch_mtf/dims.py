@@ -108,15 +108,14 @@ class MoeDims:
       min_capacity: int,
       num_choices: int = 1,
       output_size: int | None = None,
-      decoding: bool = False,
+      keep_all: bool = False,
       layout: mtf.LayoutRules | str | None = None,
       mesh_shape: mtf.Shape | str | None = None,
       scope: str = "",
   ) -> "MoeDims":
     """Splits the tokens of `x` into groups and gives each expert its slots.
 
-    Neither depends on the mesh: a layout never changes a result. An expert has
-    a slot for every token while decoding, and without a capacity factor.
+    Neither depends on the mesh: a layout never changes a result.
 
     Args:
       x_shape: [outer_batch?, batch, ..., d_model].
@@ -127,7 +126,9 @@ class MoeDims:
       min_capacity: smallest number of slots of an expert.
       num_choices: number of experts that a token may use.
       output_size: features of a result; those of a token by default.
-      decoding: whether `x` holds one position of each sequence.
+      keep_all: whether all tokens of a processor are one group, in which an
+        expert has a slot for each; `group_size` and the capacity factor do not
+        count then.
       layout: layout rules of the run, None for one processor.
       mesh_shape: mesh of the run, None for one processor.
       scope: gin scope, such as "decoder", with which errors name a binding.
@@ -141,7 +142,7 @@ class MoeDims:
     experts_dim = mtf.Dimension("experts", num_experts)
     ways, groups_stay = _check_mesh(
         tokens, outer_batch_dim, batch_dim, experts_dim, layout, mesh_shape)
-    if decoding:
+    if keep_all:
       group_size, capacity_factor = tokens // ways, None
     group_size = _fit_groups(tokens, group_size, ways, batch_dim, scope)
     capacity = group_size if capacity_factor is None else expert_capacity(

@@ -2,6 +2,7 @@
 
 import itertools
 
+import gin
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
@@ -158,13 +159,14 @@ def test_expert_choice_does_not_decode():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_beam_search_finds_the_best_of_all_sequences(seed):
+def test_beam_search_finds_the_best_of_all_sequences(seed, clean_gin):
   # 4 tokens, of which 1 ends a sequence, and 3 positions: as many beams as
   # there are beginnings of 2 tokens leave nothing out. By the whole sequences
   # at once, 4 ** 3 of them, the best is the one whose log-likelihood up to its
   # first 1, over ((5 + length) / 6) ** 3, is highest (Wu et al. 2016, equation
   # 14; 3 in place of their 0.6, so that the shortest is not always the best).
   vocab, length, alpha = 4, 3, 3.0
+  gin.bind_parameter("beam_search.num_prefilter", vocab)  # all of them
   mesh = mtf.Mesh(mtf.Graph(), "mesh")
   layers = [self_attention(), ffn(group_size=24), ffn(group_size=24)]
   model = language_model(layers, vocab)

@@ -137,7 +137,7 @@ def test_decoding_drops_nothing(mesh_shape, layout, experts):
   if experts == 1:
     layout = ";".join(r for r in layout.split(";") if "experts" not in r)
   dims = create("batch:8,d_model:16", num_experts=experts, capacity_factor=0.1,
-                min_capacity=1, decoding=True, mesh_shape=mesh_shape,
+                min_capacity=1, keep_all=True, mesh_shape=mesh_shape,
                 layout=layout)
   assert dims.capacity_dim.size == dims.group_size_dim.size
   assert dims.num_groups_dim.size * dims.group_size_dim.size == 8
@@ -177,7 +177,7 @@ def test_group_size_in_the_message_is_the_users():
 @pytest.mark.parametrize("batch", [6, 2])
 def test_decoding_must_divide_as_well(batch):
   assert f"with tokens={batch}, axis size=4" in message(
-      shape=f"batch:{batch},d_model:6", decoding=True, mesh_shape="a:4",
+      shape=f"batch:{batch},d_model:6", keep_all=True, mesh_shape="a:4",
       layout="batch:a")
 
 

@@ -135,6 +135,46 @@ def test_only_when_decoding(mode, uses):
   assert uses == [0]
 
 
+@pytest.mark.parametrize("mode", ["infer", "score"])
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("kind", EXPERT_KINDS)
+def test_many_tokens_of_which_none_is_dropped(
+    kind, router, mode, uses, monkeypatch):
+  # Against slots for all 40 tokens at each of 9 experts, some without a token.
+  monkeypatch.setattr(dispatch, "drop_nothing", lambda: True)
+  shape = f"batch:8,length:5,d_model:{MODEL}"
+  options = {"router": ROUTERS[router], "num_experts": 9, "mode": mode,
+             "capacity_factor_eval": .1, **EXPERT_KINDS[kind]}
+  chosen = build(shape, **options)
+  assert uses == [1]
+  slots = build(shape, dispatcher=dispatch.GatherDispatcher(), **options)
+  assert uses == [1]
+  weights, x = random_inputs(chosen, shape)
+  weights["router/kernel"][:, :2] = weights["router/kernel"][:, 2:3]
+  real = np.ones(x.shape[:-1])
+  real[3, 2:] = 0
+  found, expected = chosen(weights, x, real), slots(weights, x, real)
+  np.testing.assert_allclose(
+      found["y"], expected["y"], rtol=1e-5, atol=1e-5)
+  assert (found["y"][real == 0] == 0).all()
+  assert (found["y"][real == 1] != 0).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_training_and_evaluation_keep_their_capacity(mode, uses, monkeypatch):
+  shape = f"batch:8,length:5,d_model:{MODEL}"
+  options = {"mode": mode, "capacity_factor_eval": .2,
+             "capacity_factor_train": .2}
+  before = build(shape, **options)
+  monkeypatch.setattr(dispatch, "drop_nothing", lambda: True)
+  after = build(shape, **options)
+  assert uses == [0]
+  weights, x = random_inputs(before, shape)
+  y = after(weights, x)["y"]
+  np.testing.assert_array_equal(y, before(weights, x)["y"])
+  assert (y == 0).all(axis=-1).any()  # a dropped token
+
+
 @pytest.mark.parametrize("dispatcher", [
     dispatch.EinsumDispatcher, dispatch.GatherDispatcher])
 def test_a_dispatcher_that_is_asked_for_fills_slots(dispatcher, uses):

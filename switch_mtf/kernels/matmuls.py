@@ -58,6 +58,9 @@ LONG = 128
 # Up to FEW_ROWS rows, such as decoded tokens, oneDNN multiplies by a large
 # matrix up to a third faster in parts of CACHED entries, which stay in cache.
 FEW_ROWS, CACHED = 16, 2**19
+# The largest number of choices for which reading only the kernels of the chosen
+# experts is faster than filling slots.
+FEW_CHOICES = 32
 
 
 def matmul(
@@ -170,10 +173,7 @@ def _sizes(equation: str, slices: tuple[tf.Tensor, ...]) -> dict[str, int]:
 def chosen_matmul(
     x_RI: tf.Tensor, expert_R: tf.Tensor, kernel_EIO: tf.Tensor
 ) -> tf.Tensor:
-  """Multiplies each of a few rows by the matrix of its expert.
-
-  Reads only those matrices, and copies none: a slice along the first axis is a
-  view.
+  """Multiplies each row by the matrix of its expert.
 
   Args:
     x_RI: [rows, inputs].
@@ -183,11 +183,37 @@ def chosen_matmul(
   Returns:
     [rows, outputs] - the products.
   """
-  _, inputs, outputs = kernel_EIO.shape.as_list()
+  if x_RI.shape.as_list()[0] <= FEW_CHOICES:
+    return _matmul_of_each_row(x_RI, expert_R, kernel_EIO)
+  # The rows of an expert are brought together, however many they are.
+  experts = kernel_EIO.shape.as_list()[0]
+  order_R = tf.argsort(expert_R, stable=True)
+  sizes_E = tf.math.bincount(expert_R, minlength=experts, maxlength=experts)
+  parts = tf.split(tf.gather(x_RI, order_R), sizes_E, num=experts)
+  products_RO = tf.concat([
+      tf.matmul(part_PI, _kernel_of(kernel_EIO, expert))
+      for expert, part_PI in enumerate(parts)], axis=0)
+  return tf.gather(products_RO, tf.math.invert_permutation(order_R))
+
+
+def _matmul_of_each_row(
+    x_RI: tf.Tensor, expert_R: tf.Tensor, kernel_EIO: tf.Tensor
+) -> tf.Tensor:
+  """Multiplies each of a few rows by the matrix of its expert.
+
+  Reads only the matrices of those experts.
+  """
   # Without AVX-512 oneDNN's kernel takes up to one and a half times as long.
   multiply = matmul if AVX512 else matmul_of_eigen
   return tf.concat([
-      multiply(x_RI[row:row + 1], tf.reshape(
-          tf.slice(kernel_EIO, [expert_R[row], 0, 0], [1, inputs, outputs]),
-          [inputs, outputs]), False, False)
+      multiply(x_RI[row:row + 1], _kernel_of(kernel_EIO, expert_R[row]),
+               False, False)
       for row in range(expert_R.shape.as_list()[0])], axis=0)
+
+
+def _kernel_of(kernel_EIO: tf.Tensor, expert: tf.Tensor | int) -> tf.Tensor:
+  """Returns the matrix of one expert, a view: it is a slice of axis 0."""
+  _, inputs, outputs = kernel_EIO.shape.as_list()
+  return tf.reshape(
+      tf.slice(kernel_EIO, [expert, 0, 0], [1, inputs, outputs]),
+      [inputs, outputs])

@@ -3,9 +3,10 @@
 The dispatchers share one contract and are equal to float rounding, forward and
 backward. `EinsumDispatcher` multiplies by one-hot masks, as the paper does: a
 matmul is fast on TPU, and a gather is not. `GatherDispatcher` moves rows by
-index, on CPU and GPU. `_InPlaceDispatcher` moves nothing, for the few tokens of
-a decoding step. Each direction has one all-to-all, `to_experts_side` or
-`to_groups_side`; no other communication happens here.
+index, on CPU and GPU. `_InPlaceDispatcher` moves nothing: for the few tokens of
+a decoding step, and where no token is dropped. Each direction has one
+all-to-all, `to_experts_side` or `to_groups_side`; no other communication
+happens here.
 """
 
 import abc
@@ -14,14 +15,12 @@ import gin
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from switch_mtf import errors
 from switch_mtf.dims import MoeDims, check_shape
+from switch_mtf.kernels.matmuls import FEW_CHOICES
 from switch_mtf.layers.routing import Routing
 from switch_mtf.mesh import on_tpu
 from switch_mtf.upstream import FAST
-
-# The largest number of choices for which reading only the kernels of the chosen
-# experts is faster than filling slots.
-FEW_CHOICES = 32
 
 
 def to_experts_side(x_EOGCM: mtf.Tensor, dims: MoeDims) -> mtf.Tensor:
@@ -171,9 +170,10 @@ class GatherDispatcher(Dispatcher):
 class _InPlaceDispatcher(Dispatcher):
   """Leaves each token where it is: its experts' kernels come to the token.
 
-  For a few tokens on one processor, without a gradient. Decoding a few
-  sequences takes as long as reading weights takes, and most of many experts
-  have not been chosen by any token: `apply_experts` reads none of theirs.
+  For one processor, without a gradient. Decoding a few sequences takes as long
+  as reading weights takes, and most of many experts have not been chosen by any
+  token: `apply_experts` reads none of theirs. Where no token is dropped, slots
+  for all tokens at every expert would be as much work as running all experts.
   """
 
   def to_experts(self, x_OGSM, routing, dims):
@@ -188,6 +188,35 @@ class _InPlaceDispatcher(Dispatcher):
     return _combine(y_OGSKN, routing, dims)
 
 
+@gin.configurable
+def drop_nothing(value: bool = False) -> bool:
+  """Sets whether predictions and scores drop no token.
+
+  If tokens are dropped, the answer to one input depends on the other inputs of
+  its batch, which compete for the same slots. `gin/runs/` binds True for runs
+  that answer a user's inputs. The loss that a run evaluates, and its training,
+  keep their capacity factors.
+
+  Args:
+    value: True to give every token a slot in prediction and scoring.
+
+  Returns:
+    The argument.
+  """
+  errors.require_flag("drop_nothing", value=value)
+  return value
+
+
+def drops_nothing(context) -> bool:
+  """Returns whether a call of a layer drops no token, by `drop_nothing`.
+
+  Args:
+    context: transformer.Context of the call.
+  """
+  modes = tf.estimator.ModeKeys
+  return context.mode not in (modes.TRAIN, modes.EVAL) and drop_nothing()
+
+
 def default_dispatcher(context, dims: MoeDims) -> Dispatcher:
   """Returns the fastest dispatcher for a call of a layer.
 
@@ -198,8 +227,9 @@ def default_dispatcher(context, dims: MoeDims) -> Dispatcher:
   if on_tpu(context.mesh):
     return EinsumDispatcher()
   processors = mtf.convert_to_shape(context.model.mesh_shape or "").size
-  if (FAST and context.mode == "incremental" and processors == 1
-      and mtf.Shape(dims.OGSK).size <= FEW_CHOICES):
+  few = (context.mode == "incremental"
+         and mtf.Shape(dims.OGSK).size <= FEW_CHOICES)
+  if FAST and processors == 1 and (few or drops_nothing(context)):
     return _InPlaceDispatcher()
   return GatherDispatcher()
 

@@ -1,8 +1,7 @@
 """One network per expert.
 
-All networks are applied as batched matmuls over the experts' slots, or, for the
-few tokens of a decoding step, to each token with the kernels of its expert
-alone.
+All networks are applied as batched matmuls over the experts' slots, or, where
+tokens have no slots (see `dispatch`), to the tokens of each expert.
 """
 
 import functools
@@ -80,8 +79,7 @@ def _apply_chosen(
 ) -> mtf.Tensor:
   """Applies to the token of each choice the network of its expert; OGSKN.
 
-  Reads the kernels of the chosen experts only; the variables must exist. No
-  gradient, no dropout.
+  No gradient, no dropout.
   """
   def multiply(x: mtf.Tensor, name: str, new_dim: mtf.Dimension) -> mtf.Tensor:
     return _times_chosen(

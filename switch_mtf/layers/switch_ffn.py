@@ -13,7 +13,11 @@ from mesh_tensorflow.transformer import transformer
 from switch_mtf import errors
 from switch_mtf.dims import MoeDims
 from switch_mtf.layers import summaries
-from switch_mtf.layers.dispatch import Dispatcher, default_dispatcher
+from switch_mtf.layers.dispatch import (
+  Dispatcher,
+  default_dispatcher,
+  drops_nothing,
+)
 from switch_mtf.layers.experts import ACTIVATIONS, apply_experts
 from switch_mtf.layers.routing import Router, Routing, SwitchRouter
 
@@ -67,8 +71,8 @@ class SwitchFFN(transformer.TransformerLayer):
         processor exactly. A call with fewer tokens is one group.
       capacity_factor_train: slots of all experts over tokens, in training;
         None drops nothing, at the cost of a slot for every token and expert.
-      capacity_factor_eval: slots over tokens in evaluation and scoring.
-        Decoding drops nothing, so scores agree with it exactly only with None.
+      capacity_factor_eval: slots over tokens in evaluation and scoring, unless
+        `drop_nothing` is set. Decoding drops nothing.
       min_capacity: smallest number of slots of an expert for one group.
       dropout_rate: expert dropout, on the hidden units.
       load_balancing_coef: alpha of equation 4. The losses of layers are summed.
@@ -154,7 +158,7 @@ class SwitchFFN(transformer.TransformerLayer):
         min_capacity=self.min_capacity,
         num_choices=self.router.num_choices(self.num_experts),
         output_size=output_dim.size,
-        decoding=context.mode == "incremental",
+        keep_all=context.mode == "incremental" or drops_nothing(context),
         layout=context.model.layout,
         mesh_shape=context.model.mesh_shape,
         scope=_gin_scope())

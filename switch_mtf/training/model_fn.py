@@ -19,6 +19,7 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf import errors
 from switch_mtf.layers import initialization, stateless, summaries
+from switch_mtf.layers.dispatch import drop_nothing
 from switch_mtf.training import guards, hooks, warm_start
 from switch_mtf.upstream import seams
 
@@ -100,6 +101,8 @@ class TrainingExtension(seams.ModelFnExtension):
     """Adds the mode's parts; none on TPU, where hooks cannot see the step."""
     if run.model_dir:
       guards.check_checkpoint(run.model_dir, tf.global_variables())
+    if run.mode == ModeKeys.PREDICT:
+      tell_drop_nothing()
     if run.use_tpu:
       return spec
     if run.mode == ModeKeys.TRAIN:
@@ -128,6 +131,13 @@ def tell_loss_weights() -> None:
   for name, weights in summaries.loss_weights().items():
     print(f"{name}: {len(weights)} layers, together weighing "
           f"{sum(weights):.4g} times their mean", file=sys.stderr)
+
+
+def tell_drop_nothing() -> None:
+  """Prints that experts drop no token, if that is so in this prediction."""
+  if drop_nothing() and any(
+      "/router/kernel" in v.op.name for v in tf.global_variables()):
+    print("Experts drop no token (drop_nothing.value = True).", file=sys.stderr)
 
 
 def _extend_train(run: seams.ModelRun, spec):

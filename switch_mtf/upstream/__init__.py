@@ -50,6 +50,7 @@ def apply() -> None:
   seams.open_model_fn()
   fixes.score_texts_off_tpu()
   fixes.decode_to_text()
+  fixes.search_beams_exactly()
 
 
 try:

@@ -6,6 +6,7 @@ the patch can be removed. `upstream/__init__.py` sets the order of the patches.
 
 import functools
 import importlib.util
+import inspect
 import sys
 import types
 
@@ -151,3 +152,37 @@ def decode_to_text() -> None:
       yield text.decode("utf-8") if isinstance(text, bytes) else text
 
   utils.decode = decode
+
+
+def search_beams_exactly() -> None:
+  """Keeps dead beams out of the results of beam search, and takes no shortcut.
+
+  Upstream gives a beam that does not exist yet the log-likelihood -1e7. In
+  float32, additions to it are lost, so that its continuations tie, and the end
+  of sequence, id 1, is among the first of equals. Divided by the length
+  penalty, such a "finished" beam then outranks the empty places, and where no
+  beam ends within the limit, the result is an impossible sequence.
+
+  `num_prefilter = 2`, upstream's default, keeps two continuations of each beam
+  only, which loses the best result of many inputs. 0, the default here, keeps
+  all that can matter; `beam_search.num_prefilter = 2` restores the shortcut.
+
+  Can be removed when upstream tells dead beams from living ones.
+  """
+  import mesh_tensorflow as mtf
+  from mesh_tensorflow import beam_search
+  upstream = beam_search.compute_topk_scores_and_seq
+  beam_search.INF = 1e30  # no sum of real log-likelihoods comes near
+
+  @functools.wraps(upstream)
+  def compute_topk(sequences, scores, scores_to_gather, flags, *args, **kwargs):
+    lives = mtf.greater(scores, -1e20)
+    return upstream(sequences, scores, scores_to_gather,
+                    mtf.logical_and(flags, lives), *args, **kwargs)
+
+  beam_search.compute_topk_scores_and_seq = compute_topk
+  search = inspect.unwrap(beam_search.beam_search)
+  names = inspect.getfullargspec(search).args
+  defaults = list(search.__defaults__)
+  defaults[names.index("num_prefilter") - len(names)] = 0
+  search.__defaults__ = tuple(defaults)

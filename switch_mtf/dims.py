@@ -126,9 +126,8 @@ class MoeDims:
       min_capacity: smallest number of slots of an expert.
       num_choices: number of experts that a token may use.
       output_size: features of a result; those of a token by default.
-      keep_all: whether all tokens of a processor are one group, in which an
-        expert has a slot for each; `group_size` and the capacity factor do not
-        count then.
+      keep_all: whether each expert has a slot for every token of a processor,
+        whatever `group_size` and `capacity_factor` are.
       layout: layout rules of the run, None for one processor.
       mesh_shape: mesh of the run, None for one processor.
       scope: gin scope, such as "decoder", with which errors name a binding.

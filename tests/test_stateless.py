@@ -143,3 +143,67 @@ def test_not_differentiable(new_mesh):
   dx, = mtf.gradients([mtf.reduce_sum(x * u)], [x])
   dx, u = evaluate(lower(mesh), [dx, u])
   np.testing.assert_array_equal(dx, u)
+
+# The draws of upstream's layers.
+
+
+def draw_for_upstream(
+    shape="a:4,b:8,c:256", *, scope="layer", step=0, number=None, count=1,
+    mesh_shape="", layout="", **kwargs):
+  """The last of `count` draws in `scope`, in microbatch `number`."""
+  with tf.Graph().as_default():
+    mesh = mtf.Mesh(mtf.Graph(), "mesh")
+    tf.train.create_global_step()
+    stateless.use_step()
+    if number is not None:
+      number = mtf.constant(mesh, number, dtype=tf.int32)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(stateless.seams, "microbatch", lambda: number)
+      with tf.variable_scope(scope):
+        for _ in range(count):
+          u = stateless.uniform_for_upstream(
+              None, mesh, mtf.convert_to_shape(shape), **kwargs)
+    found, = evaluate(lower(mesh, mesh_shape, layout), [u],
+                      {tf.train.get_global_step().op.name: step})
+    return found
+
+
+def test_upstream_draws_are_uniform():
+  u = draw_for_upstream(SHAPE, minval=2., maxval=4.).reshape(-1) / 2 - 1
+  # As in test_uniform.
+  assert u.min() >= 0 and u.max() < 1
+  assert abs(u.mean() - 1 / 2) < 4 * np.sqrt(1 / 12 / N)
+  counts = np.bincount((u * 16).astype(int), minlength=16)
+  assert ((counts - N / 16)**2 / (N / 16)).sum() < 37.7
+
+
+@pytest.mark.parametrize("change", [
+    {"step": 1}, {"scope": "other"}, {"count": 2}, {"number": 1},
+    {"number": 1, "step": 1}], ids=str)
+def test_upstream_draws_differ(change):
+  # Two draws of 8192 numbers with 23 bits have 0.001 in common.
+  one, other = draw_for_upstream(number=0), draw_for_upstream(
+      **{"number": 0, **change})
+  assert (one == other).sum() <= 2
+
+
+def test_upstream_draws_differ_by_seed(seed):
+  one = draw_for_upstream()
+  seed(1)
+  assert (draw_for_upstream() == one).sum() <= 2
+
+
+@pytest.mark.parametrize("layout", ["a:x", "b:x", "a:x;c:y", "c:x"])
+def test_upstream_draws_are_the_same_however_split(layout):
+  np.testing.assert_array_equal(
+      draw_for_upstream(step=5, mesh_shape="x:2;y:2", layout=layout),
+      draw_for_upstream(step=5))
+
+
+def test_upstream_keeps_its_draws_where_no_step_counts(new_mesh):
+  def upstream(mesh, shape, **kwargs):
+    return mtf.constant(mesh, 0.25, shape)
+
+  mesh = new_mesh()
+  u = stateless.uniform_for_upstream(upstream, mesh, mtf.Shape([]))
+  assert evaluate(lower(mesh), [u])[0] == 0.25

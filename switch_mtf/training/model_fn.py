@@ -88,6 +88,8 @@ class TrainingExtension(seams.ModelFnExtension):
       with gin.unlock_config():
         gin.bind_parameter("utils.get_variable_dtype.activation_dtype", dtype)
     tf.set_random_seed(stateless.random_seed())
+    if run.mode == ModeKeys.TRAIN:
+      stateless.use_step()
     initialization.scale_attention(tf.get_variable_scope())
 
   def explain(
@@ -113,8 +115,9 @@ class TrainingExtension(seams.ModelFnExtension):
 
 
 def install() -> None:
-  """Registers the extension with `upstream`."""
+  """Registers the extension and the random numbers with `upstream`."""
   seams.extend_model_fn(TrainingExtension())
+  seams.draw_uniform_with(stateless.uniform_for_upstream)
 
 
 def layer_metrics() -> dict[str, tf.Tensor]:

@@ -48,8 +48,10 @@ def apply() -> None:
     speed.read_data_early()
     speed.write_graph_beside()
   seams.open_model_fn()
+  seams.open_microbatches()
   fixes.score_texts_off_tpu()
   fixes.decode_to_text()
+  fixes.repeat_random_draws()
   fixes.search_beams_exactly()
 
 

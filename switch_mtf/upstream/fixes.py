@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import sys
 import types
+import zlib
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -152,6 +153,33 @@ def decode_to_text() -> None:
       yield text.decode("utf-8") if isinstance(text, bytes) else text
 
   utils.decode = decode
+
+
+def repeat_random_draws() -> None:
+  """Makes stateful random operations draw the same numbers in every process.
+
+  `PlacementMeshImpl.random` takes the seed of an operation from Python's
+  generator, which nobody seeds, and from `hash` of a text, which is another in
+  every process. Sampling in decoding therefore never repeats. With this patch,
+  the seed is the number of the draw in its graph, and the slice. Can be removed
+  when upstream derives the seed from the graph's.
+  """
+  from mesh_tensorflow import placement_mesh_impl
+
+  def random(self, shape, tf_fn, kwargs):
+    graph = tf.get_default_graph()
+    while getattr(graph, "outer_graph", None):  # the body of a loop
+      graph = graph.outer_graph
+    number = graph.switch_mtf_draws = getattr(graph, "switch_mtf_draws", 0) + 1
+    slice_shape = self.slice_shape(shape)
+
+    def draw(processor):
+      place = f"{number} {self.slice_begin(shape, processor)}"
+      return tf_fn(slice_shape, seed=zlib.crc32(place.encode()), **kwargs)
+
+    return self.slicewise(draw, self.laid_out_pnum())
+
+  placement_mesh_impl.PlacementMeshImpl.random = random
 
 
 def search_beams_exactly() -> None:

@@ -165,6 +165,69 @@ def make_student_teacher_with(make: Callable[..., Any]) -> None:
   transformer.make_bi_student_teacher = make
 
 
+_microbatch: list = []  # the number of the microbatch that is being built
+
+
+def open_microbatches() -> None:
+  """Makes the number of a microbatch known while its graph is built.
+
+  `serialize_training_step` runs one graph for all microbatches, in a loop, and
+  keeps the loop's counter to itself. See `microbatch`. Can be removed when the
+  counter is passed to the model.
+  """
+  import mesh_tensorflow as mtf
+  from mesh_tensorflow import ops
+  upstream = ops.serialize_training_step
+
+  @functools.wraps(upstream)
+  def serialize_training_step(*args, **kwargs):
+    loop = ops.while_loop
+
+    def numbered_loop(cond_fn, body_fn, *args, **kwargs):
+      def body(number, *rest):
+        _microbatch.append(number)
+        try:
+          return body_fn(number, *rest)
+        finally:
+          _microbatch.pop()
+
+      return loop(cond_fn, body, *args, **kwargs)
+
+    with _replaced(ops, while_loop=numbered_loop):
+      return upstream(*args, **kwargs)
+
+  ops.serialize_training_step = serialize_training_step
+  mtf.serialize_training_step = serialize_training_step
+
+
+def microbatch() -> Any:
+  """Returns the number of the microbatch, an int32 mtf.Tensor [], or None.
+
+  None if the graph that is being built is not one of microbatches.
+  """
+  return _microbatch[-1] if _microbatch else None
+
+
+def draw_uniform_with(draw: Callable[..., Any]) -> None:
+  """Makes `draw` answer calls of `mtf.random_uniform`, dropout's among them.
+
+  Upstream's numbers depend on how often an operation has run, so that a resumed
+  run draws others. Can be removed when upstream's depend on the step.
+
+  Args:
+    draw: function of upstream's function and its arguments.
+  """
+  import mesh_tensorflow as mtf
+  from mesh_tensorflow import ops
+  upstream = getattr(ops.random_uniform, "__wrapped__", ops.random_uniform)
+
+  @functools.wraps(upstream)
+  def random_uniform(mesh, shape, **kwargs):
+    return draw(upstream, mesh, shape, **kwargs)
+
+  ops.random_uniform = mtf.random_uniform = random_uniform
+
+
 @contextlib.contextmanager
 def arguments_of_model_fn() -> Iterator[dict[str, Any]]:
   """Captures the arguments that `utils.run` passes to the model_fn.

@@ -1,5 +1,7 @@
 """Embedding and loss by index, against upstream's and by hand."""
 
+import types
+
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
@@ -128,6 +130,27 @@ def test_loss(mesh, mode, options):
 
 
 TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("mesh", ["one", "batch", "vocab"])
+def test_nats(mesh):
+  mesh_shape, layout, _ = MESHES[mesh]
+  with tf.Graph().as_default():
+    graph = mtf.Mesh(mtf.Graph(), "mesh")
+    logits = np.random.default_rng(1).normal(size=[2, VOCAB]).astype(np.float32)
+    batch, length = mtf.convert_to_shape("batch:2,length:3").dims
+    model = types.SimpleNamespace(loss_on_targets_only=False)
+    found = list(embedding.nats(
+        model, given(graph, mesh_shape, layout), mtf.broadcast(
+            constant(graph, logits, [batch, VOCAB_DIM]),
+            mtf.Shape([batch, length, VOCAB_DIM])),
+        constant(graph, np.array([[3, 1, 0], [7, 0, 0]], np.int32),
+                 [batch, length]), VOCAB_DIM))
+    found = evaluate(lower(graph, mesh_shape, layout), found)
+  nats = -np.log(softmax(logits))
+  # Three targets are not padding.
+  np.testing.assert_allclose(
+      found, [nats[0, 3] + nats[0, 1] + nats[1, 7], 3], rtol=1e-5)
 
 
 def softmax(x, axis=-1):

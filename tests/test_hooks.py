@@ -20,6 +20,7 @@ def progress(model_dir, **kwargs):
                   print_seconds=1000)
   return lambda loss: hooks.ProgressHook(
       model_dir=str(model_dir), loss=loss,
+      step_sums={"nats": 6 * loss, "targets": tf.minimum(loss, 4)},
       layer_metrics={"load": tf.stack([loss, 2 * loss])},
       **{**defaults, **kwargs})
 
@@ -45,9 +46,11 @@ def test_progress_records_mean_losses_and_the_last_step(tmp_path, capsys):
   # Losses are 1..7; records at 3, 6 and the last step, 7: means 2, 5 and 7.
   assert [(r["step"], r["loss"]) for r in records] == [(3, 2), (6, 5), (7, 7)]
   assert records[0]["load"] == [3.0, 6.0]
+  # Nats of real targets: 6 (1 + 2 + 3) / (1 + 2 + 3), 6 (4 + 5 + 6) / 12, 42/4.
+  assert [r["nats_per_token"] for r in records] == [6, 7.5, 10.5]
   assert all(r["tokens_per_second"] > 0 for r in records)
   line = capsys.readouterr().err.splitlines()[-1]
-  assert line.startswith("step 7/7 | loss 7.000 | ")
+  assert line.startswith("step 7/7 | loss 7.000 | 10.500 nats a token | ")
   assert line.endswith("tokens/s | 0 s left")
 
 
@@ -87,3 +90,15 @@ def test_speed_is_the_median(tmp_path, monkeypatch):
   record, = metrics.read(str(tmp_path), "eval_speed")
   assert record["step"] == 0
   assert record["tokens_per_second"] == pytest.approx(10 / 1.5)
+
+
+def test_progress_without_targets_has_the_loss_only(tmp_path, capsys):
+  def no_targets(loss):
+    return hooks.ProgressHook(
+        model_dir=str(tmp_path), loss=loss, step_sums={}, layer_metrics={},
+        tokens_per_step=10, train_steps=3, record_steps=3, print_seconds=1000)
+
+  run_steps(no_targets, steps=3)
+  record, = metrics.read(str(tmp_path), "train")
+  assert record["loss"] == 2 and "nats_per_token" not in record
+  assert "nats" not in capsys.readouterr().err

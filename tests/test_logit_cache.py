@@ -45,8 +45,9 @@ def logits(teacher, tmp_path_factory):
 
 def test_cached_and_online_distillation_are_the_same(
     teacher, logits, tmp_path):
-  succeed(tmp_path / "online", *student_flags(teacher))
-  done = succeed(tmp_path / "cached", *cached(teacher, logits))
+  noisy = "dropout_rate = 0.3"  # of the student alone
+  succeed(tmp_path / "online", *student_flags(teacher, noisy))
+  done = succeed(tmp_path / "cached", *cached(teacher, logits, noisy))
   assert losses(tmp_path / "cached") == losses(tmp_path / "online")
   assert same_weights(weights(tmp_path / "cached"),
                       weights(tmp_path / "online"))

@@ -40,7 +40,8 @@ def test_training_prints_progress_and_nothing_else(trained):
   # Two layers, each with SwitchFFN's default coefficient, .01.
   assert lines.pop(0) == (
       "load_balancing_loss: 2 layers, together weighing 0.02 times their mean")
-  pattern = (r"step [\d,]+/200 \| loss \d\.\d{3} \| [\d,]+ tokens/s \| .* left")
+  pattern = (r"step [\d,]+/200 \| loss \d\.\d{3} \| \d\.\d{3} nats a token \| "
+             r"[\d,]+ tokens/s \| .* left")
   assert lines and all(re.fullmatch(pattern, line) for line in lines), lines
 
 

@@ -6,7 +6,6 @@ import gin
 import mesh_tensorflow as mtf
 import pytest
 import tensorflow.compat.v1 as tf
-from helpers.graphs import evaluate, lower
 from mesh_tensorflow.transformer import utils
 
 from switch_mtf.upstream import fixes, seams
@@ -226,22 +225,3 @@ def test_reference_variables_are_refused(monkeypatch):
       model_fn({}, None, "train")
   finally:
     fixes.use_resource_variables()
-
-
-# Microbatches.
-
-
-def test_microbatches_are_numbered(new_mesh):
-  mesh, batch = new_mesh(), mtf.Dimension("batch", 4)
-  weight = mtf.get_variable(mesh, "w", mtf.Shape([]))
-
-  def model_fn(features):
-    number = mtf.cast(seams.microbatch(), tf.float32)
-    return {"loss": mtf.reduce_sum(features["x"] * weight),
-            "last": number * 10.}
-
-  _, outputs = mtf.serialize_training_step(
-      {"x": mtf.ones(mesh, mtf.Shape([batch]))}, model_fn, batch, 4)
-  # Outputs are summed: 10 (0 + 1 + 2 + 3).
-  assert evaluate(lower(mesh), [outputs["last"]]) == [60.]
-  assert seams.microbatch() is None

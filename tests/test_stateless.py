@@ -158,7 +158,7 @@ def draw_for_upstream(
     if number is not None:
       number = mtf.constant(mesh, number, dtype=tf.int32)
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(stateless.seams, "microbatch", lambda: number)
+      patch.setattr(stateless.training_step, "microbatch", lambda: number)
       with tf.variable_scope(scope):
         for _ in range(count):
           u = stateless.uniform_for_upstream(

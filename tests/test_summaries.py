@@ -45,6 +45,18 @@ def test_nothing_is_recorded_in_loops(options, new_mesh):
   assert recorded_metrics() == {}
 
 
+@pytest.mark.parametrize("layout", ["", "batch:a"])
+def test_scalars_of_every_step(layout, new_mesh):
+  # The same sum on every processor, whether they share the work or not.
+  mesh = new_mesh()
+  summaries.record_step({"sum": mtf.reduce_sum(mtf.ones(
+      mesh, mtf.convert_to_shape("batch:4")))})
+  lower(mesh, "a:2", layout)
+  (name, value), = tf.get_collection(summaries.STEP_COLLECTION)
+  assert (name, run(value)) == ("sum", 4.0)
+  assert recorded_metrics() == {}
+
+
 def test_weights_of_losses_count_once_for_each_layer():
   for layer in (1, 3, 3):  # the second is built twice, as for microbatches
     with tf.variable_scope(

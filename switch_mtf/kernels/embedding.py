@@ -89,29 +89,66 @@ def cross_entropy_from_ids(
     [] - the sum of cross-entropies and z-losses, in nats, divided by the loss
       denominator.
   """
-  ids = mtf.maximum(targets, 0)
-  z_loss = model.z_loss if context.train else 0.0
-  if model.label_smoothing or not _by_index(
-      logits.mesh, output_vocab_dim, context):
-    off = model.label_smoothing / output_vocab_dim.size
-    loss = mtf.layers.softmax_cross_entropy_with_logits(
-        logits, mtf.one_hot(
-            ids, output_vocab_dim, dtype=context.activation_dtype,
-            on_value=1.0 - model.label_smoothing + off, off_value=off),
-        output_vocab_dim, z_loss=z_loss)
-  else:
-    loss = mtf.slicewise(
-        lambda logits, ids: cross_entropy(logits, ids, z_loss),
-        [mtf.to_float(logits), ids], output_shape=ids.shape,
-        splittable_dims=ids.shape.dims, name="cross_entropy")
-    loss = mtf.cast(loss, logits.dtype)
-  weights = mtf.cast(mtf.greater(targets, 0), context.activation_dtype)
-  if model.loss_on_targets_only:
-    weights *= mtf.cast(
-        mtf.logical_not(transformer.delimited_lm_inputs_mask(targets)),
-        context.activation_dtype)
+  loss = _cross_entropies(
+      context, logits, targets, output_vocab_dim, model.label_smoothing,
+      model.z_loss if context.train else 0.0)
+  weights = mtf.cast(_has_loss(model, targets), context.activation_dtype)
   return mtf.reduce_sum(loss * weights) / model.loss_denominator(
       targets, context.num_microbatches)
+
+
+def nats(
+    model: transformer.Unitransformer, context: transformer.Context,
+    logits: mtf.Tensor, targets: mtf.Tensor, output_vocab_dim: mtf.Dimension,
+) -> tuple[mtf.Tensor, mtf.Tensor]:
+  """Computes what an evaluation would, where T5's loss has further terms.
+
+  Args:
+    model: model of the targets.
+    context: context of its stack.
+    logits: [batch dims, length, vocab].
+    targets: int32 [batch dims, length].
+    output_vocab_dim: dimension vocab.
+
+  Returns:
+    float32 [] - the sum of the targets' cross-entropies, in nats, without
+      z-loss and label smoothing.
+    float32 [] - the number of targets that have a loss; padding has none.
+  """
+  losses = mtf.to_float(_cross_entropies(
+      context, mtf.stop_gradient(logits), targets, output_vocab_dim))
+  weights = mtf.broadcast(mtf.to_float(_has_loss(model, targets)), losses.shape)
+  return mtf.reduce_sum(losses * weights), mtf.reduce_sum(weights)
+
+
+def _cross_entropies(
+    context: transformer.Context, logits: mtf.Tensor, targets: mtf.Tensor,
+    vocab_dim: mtf.Dimension, label_smoothing: float = 0.0, z_loss: float = 0.0,
+) -> mtf.Tensor:
+  """Computes the cross-entropy of each target; [batch dims, length]."""
+  ids = mtf.maximum(targets, 0)
+  if label_smoothing or not _by_index(logits.mesh, vocab_dim, context):
+    off = label_smoothing / vocab_dim.size
+    return mtf.layers.softmax_cross_entropy_with_logits(
+        logits, mtf.one_hot(
+            ids, vocab_dim, dtype=context.activation_dtype,
+            on_value=1.0 - label_smoothing + off, off_value=off),
+        vocab_dim, z_loss=z_loss)
+  loss = mtf.slicewise(
+      lambda logits, ids: cross_entropy(logits, ids, z_loss),
+      [mtf.to_float(logits), ids], output_shape=ids.shape,
+      splittable_dims=ids.shape.dims, name="cross_entropy")
+  return mtf.cast(loss, logits.dtype)
+
+
+def _has_loss(
+    model: transformer.Unitransformer, targets: mtf.Tensor) -> mtf.Tensor:
+  """Returns which targets have a loss; bool [batch dims, length]."""
+  real = mtf.greater(targets, 0)
+  if model.loss_on_targets_only:
+    real = mtf.logical_and(real, mtf.logical_not(
+        transformer.delimited_lm_inputs_mask(targets)))
+  return real
 
 
 def gather_rows(table_VM: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:

@@ -23,7 +23,7 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf import errors
 from switch_mtf.mesh import on_tpu
-from switch_mtf.upstream import seams
+from switch_mtf.upstream import training_step
 
 # Collection of a graph whose draws depend on the step: the scopes of the draws.
 _USES_STEP = "switch_mtf/draws"
@@ -156,7 +156,7 @@ class _Uniform(mtf.Operation):
 def _moment(mesh: mtf.Mesh) -> mtf.Tensor:
   """Returns a number of the step and microbatch; int32 []."""
   step = mtf.import_fully_replicated(mesh, _global_step(), mtf.Shape([]))
-  number = seams.microbatch()
+  number = training_step.microbatch()
   return step if number is None else step + number * _wrap(_SPREAD)
 
 

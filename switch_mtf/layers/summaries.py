@@ -11,20 +11,23 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
 METRICS_COLLECTION = "switch_mtf/metrics"
+STEP_COLLECTION = "switch_mtf/step"
 WEIGHTS_COLLECTION = "switch_mtf/loss_weights"
 
 
 class _RecordOperation(mtf.Operation):
-  """An operation without outputs that fills `METRICS_COLLECTION`."""
+  """An operation without outputs that fills a collection."""
 
-  def __init__(self, name: str, x: mtf.Tensor):
+  def __init__(
+      self, name: str, x: mtf.Tensor, collection: str = METRICS_COLLECTION):
     super().__init__([x], name="record")
     self._metric_name = name
+    self._collection = collection
 
   def lower(self, lowering: mtf.Lowering) -> None:
     """Adds (name, tf.Tensor) to the collection."""
     value = lowering.tensors[self.inputs[0]].to_laid_out_tensor().tensor_list[0]
-    tf.add_to_collection(METRICS_COLLECTION, (self._metric_name, value))
+    tf.add_to_collection(self._collection, (self._metric_name, value))
 
 
 def record(context, metrics: dict[str, mtf.Tensor]) -> None:
@@ -50,6 +53,16 @@ def record(context, metrics: dict[str, mtf.Tensor]) -> None:
     _RecordOperation(name, value)
     if not value.shape.dims:
       mtf.scalar_summary(name, value)
+
+
+def record_step(values: dict[str, mtf.Tensor]) -> None:
+  """Records scalars that are needed of every step.
+
+  Args:
+    values: name to float32 [], replicated on every processor.
+  """
+  for name, value in values.items():
+    _RecordOperation(name, mtf.stop_gradient(value), STEP_COLLECTION)
 
 
 def record_loss_weights(weights: dict[str, float]) -> None:

@@ -25,20 +25,26 @@ def duration(seconds: float) -> str:
 class ProgressHook(tf.estimator.SessionRunHook):
   """A hook that prints progress and records loss, speed and layers' metrics.
 
-  The loss of a record is the mean over the steps since the last record, or
-  since the run was resumed. The layers' metrics are those of the record's own
-  step, so that the other steps need not compute them.
+  A record covers the steps since the last record, or since the run was resumed.
+  `loss` is the mean of what training minimises: T5 divides the sum of the
+  targets' losses by the number of positions, including padding, and adds
+  auxiliary losses. `nats_per_token` is the mean cross-entropy of a real target:
+  an evaluation's `neg_log_perplexity` on the same texts, with the other sign.
+  The layers' metrics are those of the record's own step, so that the other
+  steps need not compute them.
   """
 
   def __init__(
-      self, *, model_dir: str, loss: tf.Tensor, layer_metrics: dict,
-      tokens_per_step: int, train_steps: int | None, record_steps: int,
-      print_seconds: float):
+      self, *, model_dir: str, loss: tf.Tensor, step_sums: dict,
+      layer_metrics: dict, tokens_per_step: int, train_steps: int | None,
+      record_steps: int, print_seconds: float):
     """Records its arguments.
 
     Args:
       model_dir: folder to write to.
       loss: scalar, the loss of the step.
+      step_sums: "nats" and "targets" to scalars, the sum of the cross-entropies
+        of the step's real targets and their number; empty if not known.
       layer_metrics: name of a metric to its tensor.
       tokens_per_step: number of tokens that a step reads.
       train_steps: last step of the run, or None if it is not known.
@@ -46,15 +52,15 @@ class ProgressHook(tf.estimator.SessionRunHook):
       print_seconds: seconds between printed lines.
     """
     self._model_dir = model_dir
-    self._loss = loss
+    self._fetched = {"loss": loss, **step_sums}
     self._layer_metrics = layer_metrics
     self._tokens_per_step = tokens_per_step
     self._train_steps = train_steps
     self._record_steps = record_steps
     self._print_seconds = print_seconds
-    self._losses: list[float] = []
+    self._steps: list[dict[str, float]] = []  # what they fetched
     self._records = 0
-    self._last_loss = float("nan")
+    self._last: dict[str, float] = {}
 
   def after_create_session(self, session, coord):
     """Starts the clocks."""
@@ -67,7 +73,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
 
   def before_run(self, run_context):
     """Fetches the loss, and the layers' metrics when a record is due."""
-    fetches = {"loss": self._loss}
+    fetches = {"step": self._fetched}
     if self._due(self._step + 1):
       fetches["layers"] = self._layer_metrics
     return tf.estimator.SessionRunArgs(fetches)
@@ -75,7 +81,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
   def after_run(self, run_context, run_values):
     """Counts the step; writes a record and prints a line when due."""
     self._step += 1
-    self._losses.append(float(run_values.results["loss"]))
+    self._steps.append(run_values.results["step"])
     if "layers" in run_values.results:
       self._record(run_values.results["layers"])
     if time.time() - self._printed >= self._print_seconds:
@@ -94,9 +100,9 @@ class ProgressHook(tf.estimator.SessionRunHook):
     """Writes a record to `metrics.jsonl` and TensorBoard."""
     now = time.time()
     steps, seconds = self._step - self._recorded[0], now - self._recorded[1]
-    self._last_loss = float(np.mean(self._losses))
+    self._last = _means(self._steps)
     record = {
-        "kind": "train", "step": self._step, "loss": self._last_loss,
+        "kind": "train", "step": self._step, **self._last,
         "tokens_per_second": steps * self._tokens_per_step / seconds, **layers}
     metrics.append(self._model_dir, record)
     metrics.write_scalars(
@@ -111,25 +117,42 @@ class ProgressHook(tf.estimator.SessionRunHook):
       metrics.write_heat_maps(
           self._writer, metrics.read(self._model_dir, "train"))
     self._recorded = (self._step, now)
-    self._losses = []
+    self._steps = []
 
   def _print(self) -> None:
-    """Prints step, loss, speed and the time left, unless no step is done."""
+    """Prints step, losses, speed and the time left, unless no step is done."""
     now = time.time()
     steps, seconds = self._step - self._start[0], now - self._start[1]
     self._printed = now
     if not steps:
       return
-    loss = np.mean(self._losses) if self._losses else self._last_loss
-    of, left = "", ""
+    means = _means(self._steps) if self._steps else self._last
+    nats, of, left = "", "", ""
+    if "nats_per_token" in means:
+      nats = f" | {means['nats_per_token']:.3f} nats a token"
     # The flags of the model API may ask for more steps than gin binds.
     if self._train_steps and self._step <= self._train_steps:
       of = f"/{self._train_steps:,}"
       remaining = (self._train_steps - self._step) * seconds / steps
       left = f" | {duration(remaining)} left"
     speed = steps * self._tokens_per_step / seconds
-    print(f"step {self._step:,}{of} | loss {loss:.3f} | "
+    print(f"step {self._step:,}{of} | loss {means['loss']:.3f}{nats} | "
           f"{speed:,.0f} tokens/s{left}", file=sys.stderr, flush=True)
+
+
+def _means(steps: list[dict[str, float]]) -> dict[str, float]:
+  """Returns the loss of steps, and the nats of a real target if they have any.
+
+  Args:
+    steps: what each step fetched: its loss and, where known, the sum and the
+      number of its targets' cross-entropies.
+  """
+  means = {"loss": float(np.mean([step["loss"] for step in steps]))}
+  targets = sum(float(step.get("targets", 0)) for step in steps)
+  if targets:
+    means["nats_per_token"] = sum(
+        float(step["nats"]) for step in steps) / targets
+  return means
 
 
 class EvaluationSpeedHook(tf.estimator.SessionRunHook):

@@ -4,10 +4,10 @@
 
   before the graph    the run's random seed; the dtype of the activations; the
                       initialisation of attention layers
-  train               progress instead of a line per step, metrics.jsonl,
-                      TensorBoard; a clean stop; a check that the disk has room
-                      for the checkpoints; a report of the weights taken over
-                      from another run
+  train               progress instead of a line per step, with the nats of a
+                      real target; metrics.jsonl, TensorBoard; a clean stop; a
+                      check that the disk has room for the checkpoints; a
+                      report of the weights taken over from another run
   eval                the layers' metrics, averaged over the targets; speed
   all                 a check that the checkpoint in model_dir is of this model
 """
@@ -18,10 +18,12 @@ import gin
 import tensorflow.compat.v1 as tf
 
 from switch_mtf import errors
+from switch_mtf.kernels import embedding
 from switch_mtf.layers import initialization, stateless, summaries
 from switch_mtf.layers.dispatch import drop_nothing
+from switch_mtf.mesh import on_tpu
 from switch_mtf.training import guards, hooks, warm_start
-from switch_mtf.upstream import seams
+from switch_mtf.upstream import seams, training_step
 
 ModeKeys = tf.estimator.ModeKeys
 
@@ -92,6 +94,13 @@ class TrainingExtension(seams.ModelFnExtension):
       stateless.use_step()
     initialization.scale_attention(tf.get_variable_scope())
 
+  def see_loss(self, model, context, logits, targets, vocab_dim) -> None:
+    """Records the nats and the number of a training step's real targets."""
+    if context.train and not on_tpu(logits.mesh):
+      total, count = embedding.nats(model, context, logits, targets, vocab_dim)
+      training_step.sum_over_step(
+          {"nats": total, "targets": count}, summaries.record_step)
+
   def explain(
       self, run: seams.ModelRun, error: Exception
   ) -> Exception | None:
@@ -125,6 +134,11 @@ def layer_metrics() -> dict[str, tf.Tensor]:
   return dict(tf.get_collection(summaries.METRICS_COLLECTION))
 
 
+def step_sums() -> dict[str, tf.Tensor]:
+  """Returns the nats and the number of the default graph's real targets."""
+  return dict(tf.get_collection(summaries.STEP_COLLECTION))
+
+
 def tell_loss_weights() -> None:
   """Prints the total weight of each auxiliary loss in the model's loss.
 
@@ -156,8 +170,9 @@ def _extend_train(run: seams.ModelRun, spec):
     loss = loss.op.inputs[0]
   new_hooks = [
       hooks.ProgressHook(
-          model_dir=run.model_dir, loss=loss, layer_metrics=layer_metrics(),
-          tokens_per_step=run.tokens_per_step, **progress()),
+          model_dir=run.model_dir, loss=loss, step_sums=step_sums(),
+          layer_metrics=layer_metrics(), tokens_per_step=run.tokens_per_step,
+          **progress()),
       hooks.StopHook()]
   return spec._replace(
       loss=loss,

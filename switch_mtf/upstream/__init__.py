@@ -48,7 +48,8 @@ def apply() -> None:
     speed.read_data_early()
     speed.write_graph_beside()
   seams.open_model_fn()
-  seams.open_microbatches()
+  training_step.open_microbatches()
+  training_step.open_loss()
   fixes.score_texts_off_tpu()
   fixes.decode_to_text()
   fixes.repeat_random_draws()
@@ -56,7 +57,7 @@ def apply() -> None:
 
 
 try:
-  from switch_mtf.upstream import fixes, seams, speed
+  from switch_mtf.upstream import fixes, seams, speed, training_step
   apply()
 finally:
   if _COLLECTS_GARBAGE:

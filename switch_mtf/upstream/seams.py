@@ -54,6 +54,11 @@ class ModelFnExtension:
   def before_graph(self, run: ModelRun) -> None:
     """Runs in the new graph, before the model is built."""
 
+  def see_loss(
+      self, model: Any, context: Any, logits: Any, targets: Any, vocab_dim: Any,
+  ) -> None:
+    """Runs before a model's loss is computed, with that loss's arguments."""
+
   def explain(self, run: ModelRun, error: Exception) -> Exception | None:
     """Returns a clearer error for one from building the model, or None."""
 
@@ -163,49 +168,6 @@ def make_student_teacher_with(make: Callable[..., Any]) -> None:
   """
   from mesh_tensorflow.transformer import transformer
   transformer.make_bi_student_teacher = make
-
-
-_microbatch: list = []  # the number of the microbatch that is being built
-
-
-def open_microbatches() -> None:
-  """Makes the number of a microbatch known while its graph is built.
-
-  `serialize_training_step` runs one graph for all microbatches, in a loop, and
-  keeps the loop's counter to itself. See `microbatch`. Can be removed when the
-  counter is passed to the model.
-  """
-  import mesh_tensorflow as mtf
-  from mesh_tensorflow import ops
-  upstream = ops.serialize_training_step
-
-  @functools.wraps(upstream)
-  def serialize_training_step(*args, **kwargs):
-    loop = ops.while_loop
-
-    def numbered_loop(cond_fn, body_fn, *args, **kwargs):
-      def body(number, *rest):
-        _microbatch.append(number)
-        try:
-          return body_fn(number, *rest)
-        finally:
-          _microbatch.pop()
-
-      return loop(cond_fn, body, *args, **kwargs)
-
-    with _replaced(ops, while_loop=numbered_loop):
-      return upstream(*args, **kwargs)
-
-  ops.serialize_training_step = serialize_training_step
-  mtf.serialize_training_step = serialize_training_step
-
-
-def microbatch() -> Any:
-  """Returns the number of the microbatch, an int32 mtf.Tensor [], or None.
-
-  None if the graph that is being built is not one of microbatches.
-  """
-  return _microbatch[-1] if _microbatch else None
 
 
 def draw_uniform_with(draw: Callable[..., Any]) -> None:

@@ -10,6 +10,9 @@ No other package of this project changes an upstream module.
   fixes               patches without which the stack does not work
   speed               patches that compute the same numbers faster
   seams               openings for training, distillation and planning
+  infer_and_score     lines of a user's file: as many results, evaluation's ids
+  score_and_export    scores of ids, exports of whole sequences
+  text_files          a user's files of lines, and the errors for wrong ones
   late_imports        modules that are imported when they are first used
 """
 
@@ -50,14 +53,22 @@ def apply() -> None:
   seams.open_model_fn()
   training_step.open_microbatches()
   training_step.open_loss()
-  fixes.score_texts_off_tpu()
   fixes.decode_to_text()
+  infer_and_score.apply()
+  score_and_export.apply()
   fixes.repeat_random_draws()
   fixes.search_beams_exactly()
 
 
 try:
-  from switch_mtf.upstream import fixes, seams, speed, training_step
+  from switch_mtf.upstream import (
+    fixes,
+    infer_and_score,
+    score_and_export,
+    seams,
+    speed,
+    training_step,
+  )
   apply()
 finally:
   if _COLLECTS_GARBAGE:

@@ -11,7 +11,6 @@ import sys
 import types
 import zlib
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
 MAX_PYTHON = (3, 12)
@@ -108,33 +107,6 @@ def use_reference_variables_on_tpu() -> None:
   together with `use_resource_variables`.
   """
   tf.disable_resource_variables()
-
-
-def score_texts_off_tpu() -> None:
-  """Makes `save_scores` accept the texts that it receives on CPU and GPU.
-
-  Off TPU, `tpu_estimator_model_fn` turns ids into text inside the graph, and
-  `save_scores` then calls `.tolist()` on that text. This patch turns the text
-  back into ids, with the end of sequence that scoring has added. Can be removed
-  when `_maybe_add_pretokenized_features` accepts bytes.
-  """
-  from mesh_tensorflow.transformer import utils
-  upstream = utils._maybe_add_pretokenized_features
-  vocabulary_of = {
-      "inputs": utils.inputs_vocabulary, "targets": utils.targets_vocabulary}
-
-  @functools.wraps(upstream)
-  def add_pretokenized_features(examples, vocabulary):
-    for example in examples:
-      for name, choose in vocabulary_of.items():
-        if isinstance(example.get(name), bytes):
-          text = example[name].decode("utf-8")
-          ids = choose(vocabulary)
-          example[name] = np.array([*ids.encode(text), ids.eos_id], np.int32)
-          example[f"{name}_pretokenized"] = text
-    return upstream(examples, vocabulary)
-
-  utils._maybe_add_pretokenized_features = add_pretokenized_features
 
 
 def decode_to_text() -> None:

@@ -56,7 +56,7 @@ def record(context, metrics: dict[str, mtf.Tensor]) -> None:
 
 
 def record_step(values: dict[str, mtf.Tensor]) -> None:
-  """Records scalars that are needed of every step.
+  """Records scalars that are read at every step.
 
   Args:
     values: name to float32 [], replicated on every processor.

@@ -35,10 +35,12 @@ import tasks  # noqa: F401  (registers our tasks)
 from switch_mtf import errors, gin_checks, gin_files
 from switch_mtf.training import (
   best_checkpoint,
+  checkpoint_steps,
   guards,
   hooks,
   metrics,
   model_fn,
+  warm_start,
 )
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
@@ -106,13 +108,31 @@ def _prepare(argv: list[str]) -> None:
   guards.check_gin_files(FLAGS.gin_file, folders)
   for name in FLAGS.module_import or []:
     gin_checks.check_module(name, "--module_import")
-  gin_checks.check_run(FLAGS.gin_file, FLAGS.gin_param or [], folders)
+  bindings = gin_checks.check_run(
+      FLAGS.gin_file, FLAGS.gin_param or [], folders)
   if not FLAGS.explain:
+    _check_checkpoints(bindings)
     guards.check_model_dir(FLAGS.model_dir)
   gin.add_config_file_search_path(ROOT)
   if FLAGS.tpu:
     fixes.use_reference_variables_on_tpu()
   model_fn.install()
+
+
+def _check_checkpoints(bindings: list[gin_files.Binding]) -> None:
+  """Checks that the checkpoints with which the run begins are there."""
+  line = None
+  if not FLAGS.use_model_api:
+    warm_start.check_start(bindings, FLAGS.model_dir)
+    line = checkpoint_steps.check_start(bindings, FLAGS.model_dir)
+  elif FLAGS.mode in ("train", "finetune"):
+    line = checkpoint_steps.check_new_training(FLAGS.model_dir)
+  else:
+    asked = {"latest": -1, "all": "all"}.get(
+        FLAGS.checkpoint_mode, [int(step) for step in FLAGS.checkpoint_steps])
+    checkpoint_steps.require(FLAGS.model_dir, asked, "--checkpoint_steps")
+  if line:
+    print(line, file=sys.stderr)
 
 
 def _explanation() -> str:

@@ -69,13 +69,16 @@ MOVED = {
 
 def check_run(
     paths: Sequence[str], params: Sequence[str], folders: Sequence[str]
-) -> None:
+) -> list[Binding]:
   """Raises ValueError for a mistake that gin would accept.
 
   Args:
     paths: values of --gin_file; T5's defaults come before them.
     params: values of --gin_param.
     folders: folders in which gin looks, besides the working directory.
+
+  Returns:
+    All bindings of the run, in the order in which gin applies them.
 
   Raises:
     ValueError: naming the first mistake, with the nearest legal name.
@@ -91,6 +94,7 @@ def check_run(
   check_folders(bindings)
   check_macros(bindings)
   check_command_line([*bindings, *later])
+  return bindings
 
 
 def check_module(name: str, place: str) -> None:

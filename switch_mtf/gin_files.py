@@ -155,6 +155,35 @@ def _statements(
           scope, name, statement.value, file, statement.location.line_num)
 
 
+def setting(
+    bindings: Sequence[Binding], name: str, default: Any = None
+) -> tuple[Any, str]:
+  """Returns the value that a run gives to a parameter, and what sets it.
+
+  Args:
+    bindings: bindings in the order in which gin applies them.
+    name: configurable and parameter without a module, such as "run.mode".
+    default: value where nothing binds it.
+
+  Returns:
+    The value of the last binding without a scope; macros are followed.
+    The name to bind for another one: of the parameter, or of its macro.
+  """
+  def last(is_it, otherwise):
+    return next((b for b in reversed(bindings) if not b.scope and is_it(b)),
+                otherwise)
+
+  found = last(lambda b: f".{b.name}".endswith(f".{name}"), None)
+  if found is None:
+    return default, name
+  while isinstance(found.value, Macro):
+    macro = last(lambda b, wanted=found.value: b.name == wanted, None)
+    if macro is None:
+      break
+    found = macro
+  return found.value, found.name
+
+
 def macros(path: str) -> dict[str, Any]:
   """Returns the macros that a gin file defines, by name."""
   return {b.name: b.value for b in read([path], [], [T5_FOLDER])

@@ -23,7 +23,7 @@ matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
 
 from switch_mtf.comparison import blanks  # noqa: E402
-from switch_mtf.training import best_checkpoint, metrics  # noqa: E402
+from switch_mtf.training import best_checkpoint, checkpoint_steps, metrics  # noqa: E402
 
 LOAD = "expert_load"
 # One per model, the baseline first.
@@ -117,7 +117,7 @@ def validation(
 
 def count_parameters(directory: str) -> int:
   """Returns the number of weights in the last checkpoint, without slots."""
-  shapes = tf.train.list_variables(tf.train.latest_checkpoint(directory))
+  shapes = tf.train.list_variables(checkpoint_steps.last(directory))
   return sum(int(np.prod(shape)) for name, shape in shapes
              if "_slot_" not in name and name != "global_step")
 

@@ -15,10 +15,8 @@ import json
 import os
 import sys
 
-import tensorflow.compat.v1 as tf
-
 from switch_mtf.comparison import report
-from switch_mtf.training import best_checkpoint, metrics
+from switch_mtf.training import best_checkpoint, checkpoint_steps, metrics
 
 ROLES = ("teacher", "student", "baseline")
 
@@ -55,7 +53,7 @@ def read(model_dir: str) -> Trained:
   Raises:
     ValueError: if the run has no checkpoint, or was never evaluated.
   """
-  if tf.train.latest_checkpoint(model_dir) is None:
+  if checkpoint_steps.last(model_dir) is None:
     raise ValueError(
         "distillation_report: the run must have been trained, with "
         f"model_dir={model_dir}, checkpoint=None. Give the model_dir of a run.")

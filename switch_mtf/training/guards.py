@@ -7,6 +7,7 @@ import tempfile
 import tensorflow.compat.v1 as tf
 
 from switch_mtf.errors import counted, near
+from switch_mtf.training import checkpoint_steps
 
 MAX_NAMES = 8
 
@@ -105,7 +106,7 @@ def check_checkpoint(model_dir: str, variables: list[tf.Variable]) -> None:
     model_dir: folder of the run.
     variables: variables of the model's graph.
   """
-  checkpoint = tf.train.latest_checkpoint(model_dir)
+  checkpoint = checkpoint_steps.last(model_dir)
   if checkpoint is None:
     return
   stored = dict(tf.train.list_variables(checkpoint))

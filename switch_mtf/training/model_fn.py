@@ -22,7 +22,7 @@ from switch_mtf.kernels import embedding
 from switch_mtf.layers import initialization, stateless, summaries
 from switch_mtf.layers.dispatch import drop_nothing
 from switch_mtf.mesh import on_tpu
-from switch_mtf.training import guards, hooks, warm_start
+from switch_mtf.training import checkpoint_steps, guards, hooks, warm_start
 from switch_mtf.upstream import seams, training_step
 
 ModeKeys = tf.estimator.ModeKeys
@@ -84,7 +84,7 @@ class TrainingExtension(seams.ModelFnExtension):
   def before_graph(self, run: seams.ModelRun) -> None:
     """Sets TensorFlow's seed, the activations' dtype and the initialisation."""
     if warm_start.begins_from_another(run):
-      warm_start.check(run)
+      warm_start.check(run.init_checkpoint)
     dtype = precision()
     if dtype is not None:
       with gin.unlock_config():
@@ -124,7 +124,8 @@ class TrainingExtension(seams.ModelFnExtension):
 
 
 def install() -> None:
-  """Registers the extension and the random numbers with `upstream`."""
+  """Registers with `upstream` what a run needs: see `seams`."""
+  seams.find_checkpoints_with(checkpoint_steps.require)
   seams.extend_model_fn(TrainingExtension())
   seams.draw_uniform_with(stateless.uniform_for_upstream)
 

@@ -6,11 +6,13 @@ checkpoint takes nothing from `init_checkpoint`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
 from switch_mtf.errors import counted
+from switch_mtf.gin_files import Binding, Macro, Reference, setting
+from switch_mtf.training import checkpoint_steps
 from switch_mtf.upstream import seams
 
 MAX_NAMES = 6
@@ -21,16 +23,61 @@ def begins_from_another(run: seams.ModelRun) -> bool:
   """Returns whether a run takes its first weights from `init_checkpoint`."""
   return bool(
       run.mode == tf.estimator.ModeKeys.TRAIN and run.init_checkpoint
-      and not (run.model_dir and tf.train.latest_checkpoint(run.model_dir)))
+      and not (run.model_dir and checkpoint_steps.last(run.model_dir)))
 
 
-def check(run: seams.ModelRun) -> None:
-  """Raises ValueError unless `init_checkpoint` exists."""
-  if not tf.io.gfile.exists(f"{run.init_checkpoint}.index"):
+def check_start(bindings: Sequence[Binding], model_dir: str) -> None:
+  """Checks `init_checkpoint` and the number of steps, before anything is made.
+
+  Args:
+    bindings: all bindings of the run.
+    model_dir: folder of the run; one with checkpoints goes on from these.
+
+  Raises:
+    ValueError: if the checkpoint is not there, or its step, from which the run
+      counts on, is not below train_steps.
+  """
+  path, name = setting(bindings, "run.init_checkpoint")
+  mode, _ = setting(bindings, "run.mode", "train")
+  if (mode != "train" or not path or not isinstance(path, str)
+      or isinstance(path, Macro | Reference)
+      or checkpoint_steps.last(model_dir)):
+    return
+  check(path, name)
+  train_steps, steps_name = setting(bindings, "run.train_steps")
+  let_in, _ = setting(bindings, "tpu_estimator_model_fn.init_variable_filter")
+  step = tf.GraphKeys.GLOBAL_STEP
+  reader = tf.train.load_checkpoint(path)
+  if (not isinstance(train_steps, int) or not reader.has_tensor(step)
+      or not re.search(let_in or "", step)):
+    return
+  begins = int(reader.get_tensor(step))
+  if train_steps <= begins:
     raise ValueError(
-        "run_t5: init_checkpoint must be a checkpoint, with init_checkpoint="
-        f"{run.init_checkpoint}, which has no .index file. Set "
-        "utils.run.init_checkpoint to a path such as DIR/model.ckpt-3000.")
+        "run_t5: train_steps must be above the step of init_checkpoint, from "
+        f"which a run counts on, with {steps_name}={train_steps}, step of "
+        f"init_checkpoint={begins}, init_checkpoint={path}. Set {steps_name} = "
+        f"{begins + train_steps} for {train_steps} more steps, or leave the "
+        "step out with tpu_estimator_model_fn.init_variable_filter = "
+        "'^(?!global_step)'.")
+
+
+def check(path: str, name: str = "utils.run.init_checkpoint") -> None:
+  """Raises ValueError unless a path is that of a checkpoint.
+
+  Args:
+    path: value of `init_checkpoint`.
+    name: what sets it.
+  """
+  if tf.io.gfile.exists(f"{path}.index"):
+    return
+  last = checkpoint_steps.last(path)
+  there = (f"which is a folder; its last checkpoint is {last}" if last
+           else "which has no .index file")
+  raise ValueError(
+      "run_t5: init_checkpoint must be a checkpoint, with "
+      f"init_checkpoint={path}, {there}. "
+      f"Set {name} to a path such as DIR/model.ckpt-3000.")
 
 
 def explain(run: seams.ModelRun, error: Exception) -> ValueError | None:

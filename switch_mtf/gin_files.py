@@ -8,6 +8,7 @@ from switch_mtf import upstream  # noqa: F401  isort:skip
 
 import dataclasses
 import os
+import tokenize
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ import gin
 from gin import config_parser
 from mesh_tensorflow.transformer import utils
 from t5.models import mesh_transformer_main
+
+from switch_mtf import gin_syntax
+from switch_mtf.errors import near
 
 REQUIRED = "gin.REQUIRED"
 COMMAND_LINE = "--gin_param"
@@ -109,7 +113,7 @@ def read(
     The bindings in the order in which gin applies them.
 
   Raises:
-    SyntaxError: if gin's parser raises it.
+    ValueError: if a file cannot be read, or gin's parser cannot parse it.
   """
   found = [statement for path in paths for statement in _of_file(path, folders)]
   for param in params:
@@ -129,22 +133,61 @@ def imports(paths: Sequence[str], folders: Sequence[str]) -> list[Import]:
 
 
 def _of_file(
-    path: str, folders: Sequence[str]) -> Iterator[Binding | Import]:
-  """Yields the statements of a file, if there is one."""
+    path: str, folders: Sequence[str], within: tuple[str, ...] = ()
+) -> Iterator[Binding | Import]:
+  """Yields the statements of a file, if there is one.
+
+  `within` has the files that include each other, the last of which includes
+  this one.
+  """
   for place in (path, *(os.path.join(folder, path) for folder in folders)):
     if os.path.isfile(place):
-      with open(place, encoding="utf-8") as f:
-        yield from _statements(f.read(), place, folders)
+      if place in within:
+        circle = " -> ".join([*within[within.index(place):], place])
+        raise ValueError(
+            "gin: no file must include itself, also not through others, with "
+            f"circle={circle}. Take one of these includes out.")
+      yield from _statements(_text(place), place, folders, (*within, place))
       return
+  if within and "://" not in path:
+    raise ValueError(
+        "gin: an included file must be there, with "
+        f"include={path}{near(path, _gin_files(folders), cutoff=0.5)}. Correct "
+        f"it in {within[-1]}.")
+
+
+def _gin_files(folders: Sequence[str]) -> list[str]:
+  """Returns the paths of all gin files of folders, relative to these."""
+  return [os.path.relpath(os.path.join(root, name), folder)
+          for folder in folders for root, _, names in os.walk(folder)
+          for name in names if name.endswith(".gin")]
+
+
+def _text(path: str) -> str:
+  """Returns the text of a file; raises ValueError if it cannot be read."""
+  try:
+    with open(path, encoding="utf-8") as f:
+      return f.read()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(
+        f"gin: a gin file must be readable UTF-8 text, with file={path}: "
+        f"{error}. Correct the file or its permissions.") from error
 
 
 def _statements(
-    text: str, file: str, folders: Sequence[str]
+    text: str, file: str, folders: Sequence[str], within: tuple[str, ...] = ()
 ) -> Iterator[Binding | Import]:
   """Yields the statements of a text and of the files that it includes."""
-  for statement in config_parser.ConfigParser(text, _AsWritten()):
+  parser = config_parser.ConfigParser(text, _AsWritten())
+  while True:
+    try:
+      statement = next(parser, None)
+    except (SyntaxError, tokenize.TokenError) as error:
+      raise gin_syntax.explain(error, text, file) from error
+    if statement is None:
+      return
     if isinstance(statement, config_parser.IncludeStatement):
-      yield from _of_file(statement.filename, folders)
+      yield from _of_file(statement.filename, folders, within or (file,))
     elif isinstance(statement, config_parser.ImportStatement):
       yield Import(statement.module, file, statement.location.line_num)
     elif isinstance(statement, config_parser.BindingStatement):

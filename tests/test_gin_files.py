@@ -1,5 +1,7 @@
 """Gin files are read as gin reads them."""
 
+import pytest
+
 from switch_mtf import gin_files
 
 
@@ -35,3 +37,53 @@ def test_imports_of_a_file_and_of_what_it_includes(tmp_path):
   child = write(tmp_path, "child.gin", "import c\ninclude 'parent.gin'\n")
   assert [(i.module, i.line) for i in gin_files.imports(
       [child], [str(tmp_path)])] == [("c", 1), ("a.b", 2)]
+
+
+# Files that cannot be read.
+
+
+def test_a_circle_of_includes_is_refused(tmp_path):
+  one, two = tmp_path / "one.gin", tmp_path / "two.gin"
+  one.write_text(f"include '{two}'\n")
+  two.write_text(f"include '{one}'\n")
+  with pytest.raises(ValueError, match=f"circle={one} -> {two} -> {one}"):
+    gin_files.read([str(one)], [], [])
+  with pytest.raises(ValueError, match="circle="):
+    one.write_text(f"include '{one}'\n")
+    gin_files.read([str(one)], [], [])
+
+
+def test_a_file_may_be_included_twice(tmp_path):
+  one, two = tmp_path / "one.gin", tmp_path / "two.gin"
+  one.write_text(f"include '{two}'\ninclude '{two}'\n")
+  two.write_text("a = 1\n")
+  assert len(gin_files.read([str(one), str(two)], [], [])) == 3
+
+
+def test_an_included_file_must_be_there(tmp_path):
+  (tmp_path / "models").mkdir()
+  (tmp_path / "models/mini.gin").write_text("")
+  (tmp_path / "run.gin").write_text("include 'models/mni.gin'\n")
+  with pytest.raises(ValueError, match="include=models/mni.gin, nearest: "
+                     "models/mini.gin. Correct it in"):
+    gin_files.read(["run.gin"], [], [str(tmp_path)])
+
+
+def test_a_file_must_be_text(tmp_path):
+  path = tmp_path / "run.gin"
+  path.write_bytes(b"a = '\xff'\n")
+  with pytest.raises(ValueError, match="must be readable UTF-8 text"):
+    gin_files.read([str(path)], [], [])
+
+
+def test_setting():
+  bindings = gin_files.read([], [
+      "utils.run.mode = 'train'", "utils.run.train_steps = %steps",
+      "steps = %other", "other = 5", "run.mode = 'eval'", "encoder/run.mode=1",
+      "steps = %other", "xrun.mode = 2", "utils.run.x = %nowhere"], [])
+  # The last binding without a scope; a macro is followed to its end.
+  assert gin_files.setting(bindings, "run.mode") == ("eval", "run.mode")
+  assert gin_files.setting(bindings, "run.train_steps") == (5, "other")
+  assert gin_files.setting(bindings, "run.batch", 7) == (7, "run.batch")
+  value, name = gin_files.setting(bindings, "run.x")
+  assert value == gin_files.Macro("nowhere") and name == "utils.run.x"

@@ -162,6 +162,7 @@ def user_message(error: Exception) -> str | None:
   """Returns what to tell the user of an error, None to show its traceback."""
   better = (explain_gin_error(error) or explain_task_error(error)
             or explain_batch_error(error) or explain_axis_error(error)
+            or explain_fields_error(error)
             or explain_error_of_a_step(error) or error)
   text = str(better).split("\n  In call to configurable")[0]
   return text if re.match(r"[\w. ]+: .* must ", text, re.DOTALL) else None
@@ -187,6 +188,20 @@ def explain_task_error(error: Exception) -> ValueError | None:
       "seqio: the task or mixture must be registered, with "
       f"mixture_or_task_name={name}{near(name, known)}. Correct MIXTURE_NAME, "
       "or import the module that registers it with --module_import.")
+
+
+def explain_fields_error(error: Exception) -> ValueError | None:
+  """Returns a better error for a line without the fields wanted, or None."""
+  found = re.search(r"Expect (\d+) fields but have (\d+) in record", str(error))
+  if not found:
+    return None
+  from switch_mtf.upstream import task_files  # read the task's files
+  number, fields = map(int, found.groups())
+  where = task_files.where_fields_lack(number, fields)
+  return ValueError(
+      "task: each line must have as many fields as its parser wants, with "
+      f"wanted={number}, found={fields}{where and f', {where}'}. Correct the "
+      "file; a blank line is no example.")
 
 
 def explain_batch_error(error: Exception) -> ValueError | None:

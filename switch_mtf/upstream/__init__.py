@@ -12,6 +12,8 @@ No other package of this project changes an upstream module.
   seams               openings for training, distillation and planning
   infer_and_score     lines of a user's file: as many results, evaluation's ids
   score_and_export    scores of ids, exports of whole sequences
+  task_files          a task's files of lines, and the fields of each line
+  cut_texts           how many texts of a task are cut
   text_files          a user's files of lines, and the errors for wrong ones
   late_imports        modules that are imported when they are first used
 """
@@ -56,17 +58,21 @@ def apply() -> None:
   fixes.decode_to_text()
   infer_and_score.apply()
   score_and_export.apply()
+  task_files.apply()
+  cut_texts.apply()
   fixes.repeat_random_draws()
   fixes.search_beams_exactly()
 
 
 try:
   from switch_mtf.upstream import (
+    cut_texts,
     fixes,
     infer_and_score,
     score_and_export,
     seams,
     speed,
+    task_files,
     training_step,
   )
   apply()

@@ -76,7 +76,7 @@ def read_lines(who: str, option: str, path: str, feature: str) -> Lines:
 
 def read_bytes(who: str, option: str, path: str) -> bytes:
   """Returns the content of a file; raises ValueError if it cannot be read."""
-  reason = _why_unreadable(path)
+  reason = why_unreadable(path)
   if reason is None:
     try:
       with tf.io.gfile.GFile(path, "rb") as f:
@@ -88,7 +88,7 @@ def read_bytes(who: str, option: str, path: str) -> bytes:
       f"{reason}. Set {option} to a file of text.")
 
 
-def _why_unreadable(path: str) -> str | None:
+def why_unreadable(path: str) -> str | None:
   """Returns why a path is no file, or None."""
   try:
     if tf.io.gfile.isdir(path):

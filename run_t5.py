@@ -121,16 +121,15 @@ def _prepare(argv: list[str]) -> None:
 
 def _check_checkpoints(bindings: list[gin_files.Binding]) -> None:
   """Checks that the checkpoints with which the run begins are there."""
-  line = None
-  if not FLAGS.use_model_api:
+  if FLAGS.use_model_api:
+    asked = {"latest": -1, "all": "all"}.get(
+        FLAGS.checkpoint_mode,
+        checkpoint_steps.whole_numbers(FLAGS.checkpoint_steps))
+    line = checkpoint_steps.check_model_api(
+        FLAGS.mode, FLAGS.model_dir, asked, FLAGS.pretrained_model_dir)
+  else:
     warm_start.check_start(bindings, FLAGS.model_dir)
     line = checkpoint_steps.check_start(bindings, FLAGS.model_dir)
-  elif FLAGS.mode in ("train", "finetune"):
-    line = checkpoint_steps.check_new_training(FLAGS.model_dir)
-  else:
-    asked = {"latest": -1, "all": "all"}.get(
-        FLAGS.checkpoint_mode, [int(step) for step in FLAGS.checkpoint_steps])
-    checkpoint_steps.require(FLAGS.model_dir, asked, "--checkpoint_steps")
   if line:
     print(line, file=sys.stderr)
 

@@ -3,52 +3,21 @@
 import os
 
 import pytest
-import tensorflow.compat.v1 as tf
-from mesh_tensorflow.transformer import utils
-from t5.models import utils as t5_utils
+from helpers.checkpoints import save
 
 from switch_mtf.gin_files import Binding, Macro
 from switch_mtf.training import checkpoint_steps
-from switch_mtf.training.checkpoint_steps import require
-from switch_mtf.upstream import seams
-
-
-def save(folder, *steps, parts=1, names=None):
-  """Makes the files of checkpoints; `names`: the step in file `checkpoint`."""
-  os.makedirs(folder, exist_ok=True)
-  for step in steps:
-    (folder / f"model.ckpt-{step}.index").write_text("")
-    for part in range(parts):
-      name = f"model.ckpt-{step}.data-{part:05}-of-{parts:05}"
-      (folder / name).write_text("")
-  if names is not None:
-    (folder / "checkpoint").write_text(
-        f'model_checkpoint_path: "model.ckpt-{names}"\n'
-        f'all_model_checkpoint_paths: "model.ckpt-{names}"\n')
-  return folder
-
-
-def test_only_whole_checkpoints_count(tmp_path):
-  save(tmp_path, 20, 100, parts=2)
-  assert checkpoint_steps.steps(str(tmp_path)) == [20, 100]
-  (tmp_path / "model.ckpt-20.data-00001-of-00002").unlink()
-  (tmp_path / "model.ckpt-300.index").write_text("")
-  (tmp_path / "model.ckpt-400.data-00000-of-00001").write_text("")
-  (tmp_path / "model.ckpt-500.index.tmp").write_text("")
-  assert checkpoint_steps.steps(str(tmp_path)) == [100]
-  assert checkpoint_steps.steps(str(tmp_path / "nowhere")) == []
-
-
-@pytest.mark.parametrize("names, last", [(None, 400), (20, 20), (300, 400)])
-def test_last(names, last, tmp_path):
-  # The file `checkpoint` decides, if what it names is there.
-  save(tmp_path, 20, 400, names=names)
-  assert checkpoint_steps.last(str(tmp_path)) == f"{tmp_path}/model.ckpt-{last}"
+from switch_mtf.training.checkpoint_steps import (
+  check_model_api,
+  check_new_training,
+  check_start,
+  require,
+)
 
 
 @pytest.mark.parametrize("asked, steps", [
     (20, [20]), (-1, [400]), ("all", [20, 100, 400]), ([400, 20], [400, 20]),
-    ((20,), [20])], ids=str)
+    ((20,), [20]), ([20, 20, -1, 400], [20, 400])], ids=str)
 def test_what_is_there_is_found(asked, steps, tmp_path):
   save(tmp_path, 20, 100, 400)
   assert require(str(tmp_path), asked) == [
@@ -97,7 +66,7 @@ def bindings(**values):
 def test_each_mode_is_checked_at_the_start(mode, values, tmp_path):
   save(tmp_path, 20)
   with pytest.raises(ValueError, match="checkpoint_step"):
-    checkpoint_steps.check_start(bindings(mode=mode, **values), str(tmp_path))
+    check_start(bindings(mode=mode, **values), str(tmp_path))
 
 
 @pytest.mark.parametrize("mode, values", [
@@ -107,15 +76,15 @@ def test_each_mode_is_checked_at_the_start(mode, values, tmp_path):
     ("score_from_strings", {"eval_checkpoint_step": [20]}),
     ("export_infer", {}), ("export", {"export_checkpoint_step": 20})], ids=str)
 def test_each_mode_may_ask_for_what_is_there(mode, values, tmp_path):
-  save(tmp_path, 20)
-  assert checkpoint_steps.check_start(
+  save(tmp_path, 20, listed=20)
+  assert check_start(
       bindings(mode=mode, **values), str(tmp_path)) is None
 
 
 def test_the_binding_to_change_is_that_of_the_macro(tmp_path):
   save(tmp_path, 20)
   with pytest.raises(ValueError, match="Set score_checkpoint_step to"):
-    checkpoint_steps.check_start([
+    check_start([
         *bindings(mode="score_from_strings",
                   eval_checkpoint_step=Macro("score_checkpoint_step")),
         Binding("", "score_checkpoint_step", 7, "--gin_param", 1)],
@@ -123,67 +92,157 @@ def test_the_binding_to_change_is_that_of_the_macro(tmp_path):
 
 
 def test_a_follower_may_come_first(tmp_path):
-  line = checkpoint_steps.check_start(bindings(mode="eval"), str(tmp_path))
+  line = check_start(bindings(mode="eval"), str(tmp_path))
   assert "waiting for the first checkpoint" in line
+
+
+def test_a_misspelt_folder_is_named_while_it_is_waited_for(tmp_path):
+  save(tmp_path / "switch", 20)
+  line = check_start(bindings(mode="eval"), str(tmp_path / "swich"))
+  assert "which does not exist; with checkpoints, nearest: " in line
+  assert line.endswith("switch")
+  file = tmp_path / "file"
+  file.write_text("")
+  with pytest.raises(ValueError, match="which is a file"):
+    check_start(bindings(mode="eval"), str(file))
+
+
+def test_a_remote_folder_is_left_to_the_run():
+  for mode in ("train", "eval", "export_infer"):
+    assert check_start(bindings(mode=mode), "gs://bucket/run") is None
+
+
+def test_step_0_is_a_step(tmp_path):
+  save(tmp_path, 20)
+  with pytest.raises(ValueError, match="export_checkpoint_step=0, "):
+    check_start(bindings(mode="export_infer", export_checkpoint_step=0),
+                str(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+  save(tmp_path, 20, 40)
+  (tmp_path / "model.ckpt-20.data-00000-of-00001").write_bytes(b"12")
+  for asked in (20, "all", [40, 20]):
+    with pytest.raises(ValueError, match="bytes of data=2, .* says=12"):
+      check_start(bindings(mode="eval", eval_checkpoint_step=asked),
+                  str(tmp_path))
+  assert check_start(bindings(mode="eval", eval_checkpoint_step=40),
+                     str(tmp_path)) is None
+
+
+def test_all_names_what_is_passed_over(tmp_path):
+  save(tmp_path, 20, 40)
+  (tmp_path / "model.ckpt-40.data-00000-of-00001").unlink()
+  line = check_start(bindings(mode="eval", eval_checkpoint_step="all"),
+                     str(tmp_path))
+  assert "passed over" in line and line.endswith(": model.ckpt-40")
+  with pytest.raises(ValueError, match=(
+      "must be whole, .*missing=model.ckpt-40.data-00000-of-00001")):
+    check_start(bindings(mode="eval", eval_checkpoint_step=-1), str(tmp_path))
+
+
+def test_the_last_is_named_if_nothing_lists_it(tmp_path):
+  save(tmp_path, 20)
+  line = check_start(bindings(mode="eval", eval_checkpoint_step=-1),
+                     str(tmp_path))
+  assert "model.ckpt-20, the last checkpoint there" in line
+
+
+# T5's model API.
+
+
+@pytest.mark.parametrize("mode, asked", [
+    ("eval", 7), ("predict", [20, 7]), ("score", "all"),
+    ("export_predict", [20, 40]), ("export_score", 7), ("finetune", [7]),
+    ("finetune", "all")], ids=str)
+def test_the_model_api_is_checked(mode, asked, tmp_path):
+  save(tmp_path, 20, 40)
+  with pytest.raises(ValueError, match="with --checkpoint_steps="):
+    check_model_api(mode, str(tmp_path), asked, str(tmp_path))
+
+
+@pytest.mark.parametrize("mode, asked", [
+    ("eval", "all"), ("predict", [20, 40]), ("score", -1), ("score", [20]),
+    ("export_predict", -1), ("train", -1), (None, -1)], ids=str)
+def test_the_model_api_may_ask_for_what_is_there(mode, asked, tmp_path):
+  save(tmp_path, 20, 40, listed=40)
+  assert check_model_api(mode, str(tmp_path), asked, "") is None
+
+
+def test_fine_tuning_needs_a_folder_with_checkpoints(tmp_path):
+  save(tmp_path / "a", 20)
+  new = str(tmp_path / "new")
+  assert check_model_api("finetune", new, -1, str(tmp_path / "a")) is None
+  with pytest.raises(ValueError, match=(
+      "--pretrained_model_dir must be a folder with checkpoints, with "
+      "pretrained_model_dir=.*/b, which does not exist")):
+    check_model_api("finetune", new, -1, str(tmp_path / "b"))
+
+
+def test_steps_of_the_command_line_are_numbers():
+  assert checkpoint_steps.whole_numbers(["0", "400"]) == [0, 400]
+  with pytest.raises(ValueError, match="with checkpoint_steps=0,x"):
+    checkpoint_steps.whole_numbers(["0", "x"])
 
 
 # Training.
 
 
 def test_a_new_run_starts(tmp_path):
-  assert checkpoint_steps.check_new_training(str(tmp_path / "new")) is None
-  assert checkpoint_steps.check_new_training(str(tmp_path)) is None
-  assert not (tmp_path / "checkpoint").exists()
+  assert check_new_training(str(tmp_path / "new")) is None
+  assert check_new_training(str(tmp_path)) is None
+  # A run that was killed while it saved its first checkpoint.
+  (tmp_path / "model.ckpt-0.data-00000-of-00001").write_text("")
+  assert check_new_training(str(tmp_path)) is None
 
 
 def test_a_run_with_its_checkpoint_file_goes_on_from_that(tmp_path):
-  save(tmp_path, 20, 400, names=20)  # a user went back
-  assert checkpoint_steps.check_new_training(str(tmp_path)) is None
-  assert tf.train.latest_checkpoint(str(tmp_path)).endswith("-20")
+  save(tmp_path, 20, 400, listed=20)  # a user went back
+  assert check_new_training(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("names, what", [
-    (None, "was missing"), (300, "named another")])
-def test_training_goes_on_without_the_checkpoint_file(names, what, tmp_path):
-  save(tmp_path, 20, 400, names=names)
-  line = checkpoint_steps.check_new_training(str(tmp_path))
-  assert "goes on from step 400" in line and line.endswith(what)
-  assert tf.train.latest_checkpoint(str(tmp_path)).endswith("-400")
-  state = tf.train.get_checkpoint_state(str(tmp_path))
-  assert len(state.all_model_checkpoint_paths) == 2  # keep_max counts both
+@pytest.mark.parametrize("listed, what", [
+    (None, "is missing"), (300, "model.ckpt-300, which is missing")])
+def test_training_goes_on_without_the_checkpoint_file(listed, what, tmp_path):
+  save(tmp_path, 20, 400, listed=listed)
+  before = sorted(tmp_path.iterdir())
+  line = check_new_training(str(tmp_path))
+  assert f"training goes on from {tmp_path}/model.ckpt-400" in line
+  assert line.endswith(what)
+  assert sorted(tmp_path.iterdir()) == before
 
 
-def test_parts_of_a_checkpoint_are_not_overwritten(tmp_path):
-  (tmp_path / "model.ckpt-400.data-00000-of-00001").write_text("")
-  with pytest.raises(ValueError, match="model.ckpt-400.data-00000-of-00001"):
-    checkpoint_steps.check_new_training(str(tmp_path))
+@pytest.mark.parametrize("listed", [None, 400])
+@pytest.mark.parametrize("part", ["index", "data-00000-of-00001"])
+def test_parts_of_the_last_checkpoint_are_not_overwritten(
+    part, listed, tmp_path):
+  save(tmp_path, 20, 400, listed=listed)
+  (tmp_path / f"model.ckpt-400.{part}").unlink()
+  with pytest.raises(ValueError, match=(
+      f"missing=model.ckpt-400.{part}, whole ones=20. .* to take step 20")):
+    if listed and part == "index":  # like a checkpoint that is not there
+      (tmp_path / "checkpoint").unlink()
+    check_new_training(str(tmp_path))
 
 
-# Upstream.
+def test_a_list_without_checkpoints_is_no_new_run(tmp_path):
+  save(tmp_path, listed=400)
+  with pytest.raises(ValueError, match=(
+      "missing=model.ckpt-400.index, whole ones=none. .* begin anew")):
+    check_new_training(str(tmp_path))
 
 
-def test_upstream_asks(tmp_path, monkeypatch):
-  for module in (utils, t5_utils):
-    for name in ("get_checkpoint_iterator", "get_checkpoints_iterator",
-                 "get_latest_checkpoint_from_dir"):
-      if hasattr(module, name):
-        monkeypatch.setattr(module, name, getattr(module, name))
-  save(tmp_path, 20, 100)
-  seams.find_checkpoints_with(require)
-  model_dir = str(tmp_path)
-  assert utils.get_checkpoint_iterator(20, model_dir) == [
-      f"{model_dir}/model.ckpt-20"]
-  assert utils.get_checkpoint_iterator("all", model_dir, skip_until=20) == [
-      f"{model_dir}/model.ckpt-100"]
-  assert t5_utils.get_checkpoints_iterator("all", model_dir) == [20, 100]
-  assert t5_utils.get_latest_checkpoint_from_dir(model_dir) == 100
-  for find in (
-      utils.get_checkpoint_iterator, t5_utils.get_checkpoints_iterator):
-    with pytest.raises(ValueError, match="steps there=20, 100"):
-      find(21, model_dir)
-  with pytest.raises(ValueError, match="which is empty"):
-    os.makedirs(tmp_path / "empty")
-    utils.get_checkpoint_iterator(-1, str(tmp_path / "empty"))
-  # A run that follows a training run waits for what comes.
-  assert next(utils.get_checkpoint_iterator(
-      None, str(save(tmp_path / "followed", 5, names=5)))).endswith("-5")
+def test_phases_evaluate_what_training_reaches(tmp_path):
+  def checked(asked, phases=("gin/runs/perplexity_eval.gin",)):
+    return check_start([
+        *bindings(mode="train", train_steps=20),
+        Binding("", "train_then.phases", phases, "a.gin", 1),
+        Binding("", "eval_checkpoint_step", asked, "--gin_param", 1)],
+        str(tmp_path / "new"))
+
+  for asked in (20, 7, -1, "all", None, [7, 20]):
+    assert checked(asked) is None
+  assert checked(21, phases=()) is None
+  for asked in (21, [7, 21]):
+    with pytest.raises(ValueError, match="must evaluate steps that training"):
+      checked(asked)

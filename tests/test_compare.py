@@ -6,6 +6,7 @@ import types
 
 import pytest
 from absl import flags
+from helpers.checkpoints import save
 
 from switch_mtf.comparison import compare
 
@@ -46,11 +47,23 @@ def test_a_run_gets_what_it_needs(monkeypatch, tmp_path):
   ran = []
   monkeypatch.setattr(compare, "_run", ran.append)
   monkeypatch.setattr(compare.report, "write", lambda *args: "")
-  compare.compare(
-      types.SimpleNamespace(model_dir=str(tmp_path)), title="", seeds=[2],
-      models={"teacher": "t.gin", "student": "s.gin"}, params=["y = 2"],
-      from_runs={"student": {"distill_from.checkpoint": "teacher",
-                             "z": "../other/big/model.ckpt-3"}})
+  tmp_path = tmp_path / "this"
+
+  def compared():
+    compare.compare(
+        types.SimpleNamespace(model_dir=str(tmp_path)), title="", seeds=[2],
+        models={"teacher": "t.gin", "student": "s.gin"}, params=["y = 2"],
+        from_runs={"student": {"distill_from.checkpoint": "teacher",
+                               "z": "../other/big/model.ckpt-3"}})
+
+  other = tmp_path.parent / "other/big_seed2"
+  save(other, 2)
+  with pytest.raises(ValueError, match=(
+      f"must be there, with z={other}/model.ckpt-3, steps in {other}=2. Run")):
+    compared()
+  assert not ran
+  save(other, 3)
+  compared()
   (teacher,), (student,) = ran
   assert teacher == str(tmp_path / "teacher_seed2")
   assert student == str(tmp_path / "student_seed2")

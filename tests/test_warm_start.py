@@ -1,10 +1,14 @@
 """What a run says of the checkpoint that it begins from."""
 
 import dataclasses
+import os
 
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from helpers.checkpoints import save
 
+from switch_mtf.gin_files import Binding, Macro, Reference
 from switch_mtf.training import warm_start
 from switch_mtf.upstream import seams
 
@@ -95,3 +99,86 @@ def test_only_a_new_training_run_begins_from_another(run, changes, begins):
 def test_a_run_with_a_checkpoint_goes_on_from_that(run, tmp_path):
   assert not warm_start.begins_from_another(
       dataclasses.replace(run, model_dir=str(tmp_path)))
+
+
+# Before anything is made.
+
+
+def bindings(**values):
+  names = {"filter": "tpu_estimator_model_fn.init_variable_filter",
+           "mapping": "init_checkpoint_variable_mapping.mapping_fn",
+           "teacher": "distill_from.checkpoint",
+           "finder": "fill_logit_cache.find_teacher"}
+  return [Binding("", names.get(name, f"utils.run.{name}"), value, "a.gin", 1)
+          for name, value in values.items()]
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+  """A checkpoint of step 400."""
+  save(tmp_path / "pretrained", 400, global_step=np.int64(400))
+  return str(tmp_path / "pretrained/model.ckpt-400")
+
+
+@pytest.mark.parametrize("values, said", [
+    ({"train_steps": 50}, "train_steps=50, step of .*=400, .* = 450 for 50 "),
+    ({"train_steps": 400}, "Set utils.run.train_steps = 800 for 400 more"),
+    ({"train_steps": 0}, "Set utils.run.train_steps = 401 for 1 more steps"),
+    ({"train_steps": 500, "skip_seen_data": True, "seen_data_init_step": 40},
+     "seen_data_init_step=40, first step=400, .*init_step = 400"),
+    ({"train_steps": 50, "skip_seen_data": True, "seen_data_init_step": 400,
+      "filter": "^(?!global_step)"}, "first step=0, .*_init_step = 0")],
+    ids=str)
+def test_steps_that_do_not_fit_are_refused(values, said, pretrained, tmp_path):
+  with pytest.raises(ValueError, match=said):
+    warm_start.check_start(bindings(init_checkpoint=pretrained, **values),
+                           str(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("values", [
+    {"train_steps": 401}, {"train_steps": Reference("epochs()")},
+    {"train_steps": 50, "filter": "^(?!global_step)"},
+    {"train_steps": 50, "mapping": Reference("mine")},
+    {"train_steps": 50, "mode": "eval"},
+    {"train_steps": 500, "skip_seen_data": True, "seen_data_init_step": 400},
+    {"train_steps": 500, "skip_seen_data": False, "seen_data_init_step": 4},
+    ], ids=str)
+def test_steps_that_fit_pass(values, pretrained, tmp_path):
+  warm_start.check_start(bindings(init_checkpoint=pretrained, **values),
+                         str(tmp_path / "new"))
+
+
+def test_a_run_that_has_begun_needs_no_other(pretrained, tmp_path):
+  model_dir = str(save(tmp_path / "begun", 10))
+  for path in (pretrained, "nowhere/model.ckpt-1"):
+    warm_start.check_start(
+        bindings(init_checkpoint=path, train_steps=50), model_dir)
+
+
+def test_what_cannot_be_read_yet_is_left_to_the_run(tmp_path):
+  for path in ("gs://bucket/model.ckpt-4", None, Macro("x"), ""):
+    warm_start.check_start(bindings(
+        init_checkpoint=path, teacher=path, model_type="bi_student_teacher"),
+        str(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("uses", [
+    {"model_type": "bi_student_teacher"},
+    {"finder": Reference("distill_from")}], ids=str)
+def test_a_teacher_must_be_there(uses, pretrained, tmp_path):
+  new, folder = str(tmp_path / "new"), os.path.dirname(pretrained)
+  for there in (pretrained, folder, f"{folder}/"):
+    warm_start.check_start(bindings(teacher=there, **uses), new)
+  for path, said in ((f"{folder}/model.ckpt-4", f"steps in {folder}=400"),
+                     (f"{folder}s", "nearest: ")):
+    warm_start.check_start(bindings(teacher=path), new)  # not used
+    with pytest.raises(ValueError, match=(
+        f"checkpoint must be there, with checkpoint={path}, .*{said}")):
+      warm_start.check_start(bindings(teacher=path, **uses), new)
+
+
+def test_init_checkpoint_says_what_is_beside_it(pretrained):
+  with pytest.raises(ValueError, match="no .index file, steps in .*=400. Set"):
+    warm_start.check(pretrained.replace("400", "300"))
+  with pytest.raises(ValueError, match="its last checkpoint is .*-400"):
+    warm_start.check(os.path.dirname(pretrained))

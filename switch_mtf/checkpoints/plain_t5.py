@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf import gin_files
 from switch_mtf.gin_files import Macro, Reference
-from switch_mtf.training import checkpoint_steps
+from switch_mtf.training import checkpoint_files
 
 CONFIG = "operative_config.gin"
 IMPORTS = ("mesh_tensorflow.transformer.transformer",
@@ -51,7 +51,7 @@ def write(model_dir: str, output: str, step: int | None = None) -> str:
     ValueError: if the checkpoint does not exist, the output is not empty, or
       the model has layers that T5 does not have.
   """
-  path = (checkpoint_steps.last(model_dir) if step is None
+  path = (checkpoint_files.last(model_dir) if step is None
           else os.path.join(model_dir, f"model.ckpt-{step}"))
   if not path or not tf.io.gfile.exists(f"{path}.index"):
     raise ValueError(

@@ -21,6 +21,7 @@ from absl import flags
 
 from switch_mtf import errors, gin_files
 from switch_mtf.comparison import report, side_by_side
+from switch_mtf.training import checkpoint_files
 from switch_mtf.training.hooks import INTERRUPTED, duration
 
 FINISHED = "finished.json"
@@ -61,14 +62,13 @@ def compare(
 
   Raises:
     ValueError: if the model_dir is remote, `at_once` not positive, `from_runs`
-      names a later model, or the gin files of a finished run have changed.
+      names what is not there, or gin files of a finished run have changed.
     SystemExit: if a run failed or was interrupted.
   """
   errors.require_whole("compare", at_least=1, at_once=at_once)
   from_runs = from_runs or {}
   _check_order(list(models), from_runs)
-  model_dir = estimator.model_dir
-  _check_local(model_dir)
+  model_dir = _local(estimator.model_dir)
   start = time.time()
   jobs = [(name, seed) for seed in seeds for name in models]
   waiting, needs = {}, {}
@@ -80,6 +80,7 @@ def compare(
     announcement = f"[{number}/{len(jobs)}] {name}, seed {seed}"
     if not _is_finished(directory, command):
       waiting[directory], needs[directory] = (command, announcement), needed
+      _check_others(model_dir, from_runs.get(name, {}), seed)
   for directories in _in_turns(needs, at_once):
     _run({directory: waiting[directory] for directory in directories})
   print(f"{len(waiting)} runs in {duration(time.time() - start)}."
@@ -89,12 +90,13 @@ def compare(
   print(report.write(model_dir, title, list(models), list(seeds)))
 
 
-def _check_local(model_dir: str) -> None:
-  """Raises ValueError for a model_dir on a remote file system."""
+def _local(model_dir: str) -> str:
+  """Returns a model_dir; raises ValueError if its file system is remote."""
   if "://" in model_dir:
     raise ValueError(
         "compare: --model_dir must be a folder on this machine, with "
         f"model_dir={model_dir}. Choose another --model_dir.")
+  return model_dir
 
 
 def run_dir(model_dir: str, name: str, seed: int) -> str:
@@ -117,6 +119,19 @@ def _parts(place: str, seed: int) -> tuple[str, str, str]:
   folder, model, file = re.fullmatch(
       r"(\.\./[^/]+/)?([^/]+)(?:/(.+))?", place).groups()
   return folder or "", f"{model}_seed{seed}", file or ""
+
+
+def _check_others(
+    model_dir: str, places: Mapping[str, str], seed: int) -> None:
+  """Raises ValueError for a run of another comparison that is not there."""
+  for binding, place in places.items():
+    path = os.path.normpath(os.path.join(model_dir, *_parts(place, seed)))
+    if place.startswith("../") and not (
+        os.path.exists(path) or os.path.exists(f"{path}.index")):
+      raise ValueError(
+          "compare: what is used of another comparison must be there, with "
+          f"{binding}={path}, {checkpoint_files.around(path)}. Run that "
+          "comparison first, or correct compare.from_runs.")
 
 
 def _check_order(

@@ -23,7 +23,11 @@ matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
 
 from switch_mtf.comparison import blanks  # noqa: E402
-from switch_mtf.training import best_checkpoint, checkpoint_steps, metrics  # noqa: E402
+from switch_mtf.training import (  # noqa: E402
+  best_checkpoint,
+  checkpoint_files,
+  metrics,
+)
 
 LOAD = "expert_load"
 # One per model, the baseline first.
@@ -116,8 +120,21 @@ def validation(
 
 
 def count_parameters(directory: str) -> int:
-  """Returns the number of weights in the last checkpoint, without slots."""
-  shapes = tf.train.list_variables(checkpoint_steps.last(directory))
+  """Returns the number of weights in the last checkpoint, without slots.
+
+  Args:
+    directory: folder of the run.
+
+  Raises:
+    ValueError: if it has no checkpoint.
+  """
+  last = checkpoint_files.last(directory)
+  if last is None:
+    raise ValueError(
+        "report: a run must have a checkpoint, with "
+        f"model_dir={directory}, {checkpoint_files.described(directory)}. "
+        "Correct the folder, or run the model again.")
+  shapes = tf.train.list_variables(last)
   return sum(int(np.prod(shape)) for name, shape in shapes
              if "_slot_" not in name and name != "global_step")
 

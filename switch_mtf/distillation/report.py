@@ -16,7 +16,7 @@ import os
 import sys
 
 from switch_mtf.comparison import report
-from switch_mtf.training import best_checkpoint, checkpoint_steps, metrics
+from switch_mtf.training import best_checkpoint, checkpoint_files, metrics
 
 ROLES = ("teacher", "student", "baseline")
 
@@ -53,7 +53,7 @@ def read(model_dir: str) -> Trained:
   Raises:
     ValueError: if the run has no checkpoint, or was never evaluated.
   """
-  if checkpoint_steps.last(model_dir) is None:
+  if checkpoint_files.last(model_dir) is None:
     raise ValueError(
         "distillation_report: the run must have been trained, with "
         f"model_dir={model_dir}, checkpoint=None. Give the model_dir of a run.")

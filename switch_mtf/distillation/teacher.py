@@ -11,7 +11,7 @@ from mesh_tensorflow.transformer import transformer
 from t5.models import mesh_transformer
 
 from switch_mtf import gin_files
-from switch_mtf.training import checkpoint_steps, metrics
+from switch_mtf.training import checkpoint_files, metrics
 
 TEACHER = "teacher"  # scope of its bindings and of its variables
 
@@ -52,7 +52,7 @@ class Teacher:
     """
     path = self.checkpoint
     if tf.io.gfile.isdir(path):
-      path = checkpoint_steps.last(path)
+      path = checkpoint_files.last(path)
     if not path or not tf.io.gfile.exists(f"{path}.index"):
       raise ValueError(
           "distillation: the teacher's checkpoint must be there, with "

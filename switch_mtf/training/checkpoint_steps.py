@@ -4,86 +4,48 @@ Upstream takes the nearest step for one that is not there, random weights where
 there is no checkpoint, and starts anew where the file `checkpoint` is missing.
 """
 
-import difflib
-import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import tensorflow.compat.v1 as tf
+from switch_mtf.errors import some
+from switch_mtf.gin_files import Binding, Macro, Reference, flat, setting
+from switch_mtf.training import checkpoint_files
 
-from switch_mtf.errors import counted, some
-from switch_mtf.gin_files import Binding, Macro, Reference, setting
-
-MAX_NAMES = 6
-MAX_FOLDERS = 500  # that are searched for checkpoints
+MAX_STEPS = 12
 
 # The bindings that ask for a step, in the run files.
 STEP_BINDINGS = ("eval_checkpoint_step, infer_checkpoint_step, "
                  "score_checkpoint_step or export_checkpoint_step")
 
 
-def steps(model_dir: str) -> list[int]:
-  """Returns the steps of the whole checkpoints in a folder, sorted.
-
-  A checkpoint is whole if its index and all parts of its data are there.
-  """
-  if not tf.io.gfile.isdir(model_dir):
-    return []
-  names = set(tf.io.gfile.listdir(model_dir))
-  parts: dict[int, list[int]] = {}
-  for name in names:
-    found = re.fullmatch(
-        r"model\.ckpt-(\d+)\.data-\d{5}-of-(\d{5})", name)
-    if found:
-      parts.setdefault(int(found[1]), []).append(int(found[2]))
-  return sorted(step for step, totals in parts.items()
-                if f"model.ckpt-{step}.index" in names
-                and len(totals) == totals[0])
-
-
-def path(model_dir: str, step: int) -> str:
-  """Returns the path of a checkpoint, without '.index'."""
-  return os.path.join(model_dir, f"model.ckpt-{step}")
-
-
-def last(model_dir: str) -> str | None:
-  """Returns the path of a folder's last checkpoint, or None if it has none.
-
-  That is the one which the file `checkpoint` names or, if that file or the
-  checkpoint is missing, the one of the largest step.
-  """
-  named = tf.train.latest_checkpoint(model_dir)
-  if named:
-    return named
-  there = steps(model_dir)
-  return path(model_dir, there[-1]) if there else None
-
-
 def require(
     model_dir: str, asked: Any, binding: str = STEP_BINDINGS,
-    who: str = "run_t5",
+    who: str = "run_t5", option: str = "--model_dir",
 ) -> list[str]:
-  """Returns the paths of the checkpoints that are asked for.
+  """Returns the paths of the checkpoints that are asked for, each once.
 
   Args:
     model_dir: folder of the run.
     asked: a step, -1 for the last, "all", or a list of steps.
     binding: what sets `asked`.
     who: who asks, for the error.
+    option: what names the folder.
 
   Raises:
     ValueError: if `asked` is none of these, or a checkpoint is not there.
   """
-  there = steps(model_dir)
+  there = checkpoint_files.steps(model_dir)
+  wanted = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+  if -1 in wanted or not there:
+    checkpoint_files.require_last_whole(model_dir, who)
   if not there:
     raise ValueError(
-        f"{who}: --model_dir must be a folder with checkpoints, with "
-        f"model_dir={model_dir}, {_content(model_dir)}{_nearest(model_dir)}. "
-        "Correct --model_dir, or train first.")
+        f"{who}: {option} must be a folder with checkpoints, with "
+        f"{option.removeprefix('--')}={model_dir}, "
+        f"{checkpoint_files.described(model_dir)}. Correct {option}, or train "
+        "first.")
   if asked == "all":
-    return [path(model_dir, step) for step in there]
-  wanted = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+    return [checkpoint_files.path(model_dir, step) for step in there]
   missing = [step for step in wanted if not (
       isinstance(step, int) and not isinstance(step, bool)
       and (step in there or step == -1))]
@@ -91,10 +53,28 @@ def require(
     raise ValueError(
         f"{who}: every step asked for must be that of a checkpoint, with "
         f"{binding}={asked!r}, model_dir={model_dir}, steps there="
-        f"{some(map(str, there), 12)}. Set {binding} to one of these, or to -1 "
-        "for the last.")
-  return [last(model_dir) if step == -1 else path(model_dir, step)
-          for step in wanted]
+        f"{some(map(str, there), MAX_STEPS)}. Set {binding} to one of these, "
+        "or to -1 for the last.")
+  return list(dict.fromkeys(
+      checkpoint_files.last(model_dir) if step == -1
+      else checkpoint_files.path(model_dir, step) for step in wanted))
+
+
+def require_one(
+    asked: Any, binding: str, what: str, who: str = "run_t5") -> None:
+  """Raises ValueError unless one checkpoint is asked for.
+
+  Args:
+    asked: a step, -1 for the last, "all", None, or a list of steps.
+    binding: what sets `asked`.
+    what: what is of one checkpoint.
+    who: who asks, for the error.
+  """
+  if asked is None or asked == "all" or (
+      isinstance(asked, list | tuple) and len(asked) != 1):
+    raise ValueError(
+        f"{who}: {what} must be of one checkpoint, with {binding}={asked!r}. "
+        f"Set {binding} to a step, or to -1 for the last.")
 
 
 def check_start(bindings: Sequence[Binding], model_dir: str) -> str | None:
@@ -111,100 +91,137 @@ def check_start(bindings: Sequence[Binding], model_dir: str) -> str | None:
     ValueError: if a checkpoint is not there; see `require`.
   """
   mode, _ = setting(bindings, "run.mode", "train")
+  if "://" in model_dir:  # checked when the checkpoints are looked for
+    return None
   if mode == "train":
+    _check_phases(bindings)
     return check_new_training(model_dir)
   exports = str(mode).startswith("export")
   asked, name = setting(bindings, "run.export_checkpoint_step" if exports
                         else "run.eval_checkpoint_step")
-  if isinstance(asked, Macro | Reference):  # known when gin has run
-    return None
-  one = exports or str(mode).startswith("score_from")
-  if one and asked in (None, 0) and exports:
+  if any(isinstance(part, Macro | Reference) for part in flat(asked)):
+    return None  # known when gin has run
+  if exports and asked is None:
     asked = -1
-  if one and (asked is None or asked == "all"
-              or isinstance(asked, list | tuple) and len(asked) != 1):
+  if exports or str(mode).startswith("score_from"):
+    require_one(asked, name, str(mode))
+  return _check_steps(model_dir, asked, name)
+
+
+def check_model_api(
+    mode: str | None, model_dir: str, asked: Any, pretrained: str
+) -> str | None:
+  """Checks the checkpoints that a run of T5's model API needs.
+
+  Args:
+    mode: value of --mode.
+    model_dir: folder of the run.
+    asked: the steps that --checkpoint_mode and --checkpoint_steps ask for.
+    pretrained: value of --pretrained_model_dir.
+
+  Returns:
+    A line for the user, or None.
+
+  Raises:
+    ValueError: if a checkpoint is not there; see `require`.
+  """
+  name = "--checkpoint_steps"
+  if mode == "finetune" and "://" not in pretrained:
+    require_one(asked, name, mode)
+    require(pretrained, asked, name, option="--pretrained_model_dir")
+  if mode is None or "://" in model_dir:
+    return None
+  if mode in ("train", "finetune"):
+    return check_new_training(model_dir)
+  if mode != "eval" and mode != "predict":
+    require_one(asked, name, mode)
+  return _check_steps(model_dir, asked, name)
+
+
+def whole_numbers(steps: Sequence[str]) -> list[int]:
+  """Returns the steps of --checkpoint_steps as numbers.
+
+  Raises:
+    ValueError: if one is no number.
+  """
+  try:
+    return [int(step) for step in steps]
+  except ValueError:
     raise ValueError(
-        f"run_t5: {mode} must be of one checkpoint, with {name}={asked!r}. "
-        f"Set {name} to a step, or to -1 for the last.")
-  if asked is not None:
-    require(model_dir, asked, name)
-  elif not steps(model_dir):
-    return f"{model_dir}: waiting for the first checkpoint ({name} = None)"
-  return None
-
-
-def _content(model_dir: str) -> str:
-  """Returns what is in a folder, in words."""
-  if not tf.io.gfile.exists(model_dir):
-    return "which does not exist"
-  if not tf.io.gfile.isdir(model_dir):
-    return "which is a file"
-  names = sorted(tf.io.gfile.listdir(model_dir))
-  return counted("in it", names, MAX_NAMES) if names else "which is empty"
-
-
-def _nearest(model_dir: str) -> str:
-  """Returns '; with checkpoints, nearest: a, b', of the folders around one."""
-  if "://" in model_dir:
-    return ""
-  folder = os.path.abspath(model_dir)
-  known = [os.path.relpath(found) for found in _folders_around(folder)
-           if found != folder and steps(found)]
-  wanted = os.path.relpath(folder)
-  known.sort(key=lambda name: -difflib.SequenceMatcher(
-      None, name, wanted).ratio())
-  return f"; with checkpoints, nearest: {', '.join(known[:3])}" if known else ""
-
-
-def _folders_around(folder: str) -> Iterator[str]:
-  """Yields a folder's descendants, its siblings and theirs, up to a depth."""
-  top = os.path.dirname(folder)
-  while not os.path.isdir(top):
-    top = os.path.dirname(top)
-  count = 0
-  for root, names, _ in os.walk(top):
-    depth = root[len(top):].count(os.sep)
-    names[:] = sorted(names) if depth < 3 else []
-    count += 1
-    if count > MAX_FOLDERS:
-      return
-    yield root
+        "run_t5: --checkpoint_steps must be whole numbers, with "
+        f"checkpoint_steps={','.join(steps)}. Write --checkpoint_steps=0,400."
+    ) from None
 
 
 def check_new_training(model_dir: str) -> str | None:
-  """Makes training go on from checkpoints that the file `checkpoint` lacks.
+  """Checks that training does not begin anew beside checkpoints.
 
-  TensorFlow looks for checkpoints in that file only: without it, training would
-  begin at step 0, and overwrite and delete what is in the folder. If whole
-  checkpoints are there, the file is written.
+  TensorFlow looks for checkpoints in the file `checkpoint` only: without it,
+  training would begin at step 0, and overwrite and delete what is in the
+  folder. `go_on_from` of upstream's seams makes it look for the files, too.
 
   Args:
     model_dir: folder of the run.
 
   Returns:
-    A line that says so, or None if there is nothing to do.
+    A line that says from which checkpoint training goes on, if that is not what
+    the file says.
 
   Raises:
-    ValueError: if there are only parts of checkpoints.
+    ValueError: if the last checkpoint is not whole.
   """
-  if not tf.io.gfile.isdir(model_dir) or tf.train.latest_checkpoint(model_dir):
-    return None
-  parts = sorted(name for name in tf.io.gfile.listdir(model_dir)
-                 if name.startswith("model.ckpt"))
-  there = steps(model_dir)
-  if parts and not there:
+  checkpoint_files.require_last_whole(model_dir, "run_t5")
+  return _unlisted(model_dir, "training goes on from")
+
+
+def _check_phases(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a step that training will not reach.
+
+  A phase that evaluates it would fail when training is done. The other steps of
+  a phase are there only then.
+  """
+  phases, _ = setting(bindings, "train_then.phases")
+  asked, name = setting(bindings, "eval_checkpoint_step")
+  end, _ = setting(bindings, "run.train_steps")
+  beyond = [step for step in flat(asked)
+            if type(step) is int and isinstance(end, int) and step > end]
+  if phases and beyond:
     raise ValueError(
-        "run_t5: a checkpoint must be whole, with its .index and all parts of "
-        f"its .data, with model_dir={model_dir}, "
-        f"{counted('parts in it', parts, MAX_NAMES)}. Add the files that are "
-        "missing, or choose another --model_dir: training would overwrite "
-        "these.")
-  if not there:
+        "run_t5: a phase must evaluate steps that training reaches, with "
+        f"{name}={asked!r}, train_steps={end}. Set {name} to a lower step, or "
+        "to -1 for the last.")
+
+
+def _check_steps(model_dir: str, asked: Any, name: str) -> str | None:
+  """Checks that what is asked for is there, or that it may still come."""
+  if asked is not None:
+    for path in require(model_dir, asked, name):
+      checkpoint_files.require_readable(path, "run_t5", "checkpoint")
+    if asked == "all":
+      return _passed_over(model_dir)
+    return _unlisted(model_dir, "-1 is") if asked == -1 else None
+  if checkpoint_files.steps(model_dir):
     return None
-  paths = [path(model_dir, step) for step in there]
-  named = tf.io.gfile.exists(os.path.join(model_dir, "checkpoint"))
-  tf.train.update_checkpoint_state(
-      model_dir, paths[-1], all_model_checkpoint_paths=paths)
-  what = "named another" if named else "was missing"
-  return (f"{model_dir}: training goes on from step {there[-1]:,}, the last "
-          f"checkpoint there; the file 'checkpoint' {what}")
+  if checkpoint_files.is_file(model_dir):
+    require(model_dir, -1)  # which no training can fill
+  return (f"{model_dir}: waiting for the first checkpoint ({name} = None), "
+          f"{checkpoint_files.described(model_dir)}")
+
+
+def _passed_over(model_dir: str) -> str | None:
+  """Returns a line that names the checkpoints that are not whole, or None."""
+  partial = checkpoint_files.partial(model_dir)
+  return partial and (
+      f"{model_dir}: passed over, because parts are missing: "
+      f"{some((f'model.ckpt-{step}' for step in partial), MAX_STEPS)}") or None
+
+
+def _unlisted(model_dir: str, what: str) -> str | None:
+  """Returns a line if the last checkpoint is not the listed one, or None."""
+  last = checkpoint_files.last(model_dir)
+  listed = checkpoint_files.listed(model_dir)
+  if last is None or last == listed:
+    return None
+  why = f"names {listed}, which is missing" if listed else "is missing"
+  return (f"{model_dir}: {what} {last}, the last checkpoint there; the file "
+          f"'checkpoint' {why}")

@@ -1,13 +1,14 @@
 """Refuses a run that cannot work before it costs time, and says why."""
 
 import os
+import re
 import shutil
 import tempfile
 
 import tensorflow.compat.v1 as tf
 
 from switch_mtf.errors import counted, near
-from switch_mtf.training import checkpoint_steps
+from switch_mtf.training import checkpoint_files
 
 MAX_NAMES = 8
 
@@ -48,13 +49,19 @@ def _nearest_file(path: str, search_paths: list[str]) -> str:
 
 
 def check_model_dir(model_dir: str) -> None:
-  """Raises ValueError unless files can be written in `model_dir`.
+  """Raises ValueError unless a run can write and find files in `model_dir`.
 
   Creates the folder if it does not exist, and removes it again if the test file
   cannot be written.
   """
   if "://" in model_dir:
     return
+  if found := re.search(r"[*?[\\]", model_dir):
+    raise ValueError(
+        "run_t5: --model_dir must have no character that TensorFlow reads as a "
+        f"pattern, with model_dir={model_dir}, character={found[0]}: a run "
+        "could not find its checkpoints again. Choose another --model_dir, or "
+        "rename the folder.")
   existed = os.path.isdir(model_dir)
   try:
     os.makedirs(model_dir, exist_ok=True)
@@ -106,7 +113,7 @@ def check_checkpoint(model_dir: str, variables: list[tf.Variable]) -> None:
     model_dir: folder of the run.
     variables: variables of the model's graph.
   """
-  checkpoint = checkpoint_steps.last(model_dir)
+  checkpoint = checkpoint_files.last(model_dir)
   if checkpoint is None:
     return
   stored = dict(tf.train.list_variables(checkpoint))

@@ -22,8 +22,14 @@ from switch_mtf.kernels import embedding
 from switch_mtf.layers import initialization, stateless, summaries
 from switch_mtf.layers.dispatch import drop_nothing
 from switch_mtf.mesh import on_tpu
-from switch_mtf.training import checkpoint_steps, guards, hooks, warm_start
-from switch_mtf.upstream import seams, training_step
+from switch_mtf.training import (
+  checkpoint_files,
+  checkpoint_steps,
+  guards,
+  hooks,
+  warm_start,
+)
+from switch_mtf.upstream import checkpoint_seams, seams, training_step
 
 ModeKeys = tf.estimator.ModeKeys
 
@@ -83,6 +89,8 @@ class TrainingExtension(seams.ModelFnExtension):
 
   def before_graph(self, run: seams.ModelRun) -> None:
     """Sets TensorFlow's seed, the activations' dtype and the initialisation."""
+    if run.mode == ModeKeys.TRAIN and run.model_dir:
+      checkpoint_steps.check_new_training(run.model_dir)
     if warm_start.begins_from_another(run):
       warm_start.check(run.init_checkpoint)
     dtype = precision()
@@ -125,7 +133,10 @@ class TrainingExtension(seams.ModelFnExtension):
 
 def install() -> None:
   """Registers with `upstream` what a run needs: see `seams`."""
-  seams.find_checkpoints_with(checkpoint_steps.require)
+  checkpoint_seams.find_checkpoints_with(checkpoint_steps.require)
+  checkpoint_seams.go_on_from(checkpoint_files.last)
+  checkpoint_seams.tell_steps()
+  checkpoint_seams.finetune_with_flags()
   seams.extend_model_fn(TrainingExtension())
   seams.draw_uniform_with(stateless.uniform_for_upstream)
 

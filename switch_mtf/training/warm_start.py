@@ -7,12 +7,13 @@ checkpoint takes nothing from `init_checkpoint`.
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tensorflow.compat.v1 as tf
 
 from switch_mtf.errors import counted
 from switch_mtf.gin_files import Binding, Macro, Reference, setting
-from switch_mtf.training import checkpoint_steps
+from switch_mtf.training import checkpoint_files
 from switch_mtf.upstream import seams
 
 MAX_NAMES = 6
@@ -23,57 +24,90 @@ def begins_from_another(run: seams.ModelRun) -> bool:
   """Returns whether a run takes its first weights from `init_checkpoint`."""
   return bool(
       run.mode == tf.estimator.ModeKeys.TRAIN and run.init_checkpoint
-      and not (run.model_dir and checkpoint_steps.last(run.model_dir)))
+      and not (run.model_dir and checkpoint_files.last(run.model_dir)))
 
 
 def check_start(bindings: Sequence[Binding], model_dir: str) -> None:
-  """Checks `init_checkpoint` and the number of steps, before anything is made.
+  """Checks where training takes its first weights, before anything is made.
 
   Args:
     bindings: all bindings of the run.
     model_dir: folder of the run; one with checkpoints goes on from these.
 
   Raises:
-    ValueError: if the checkpoint is not there, or its step, from which the run
-      counts on, is not below train_steps.
+    ValueError: if `init_checkpoint` or the teacher's checkpoint is not there,
+      or the run would not begin at its step and go on to a later one.
   """
-  path, name = setting(bindings, "run.init_checkpoint")
-  mode, _ = setting(bindings, "run.mode", "train")
-  if (mode != "train" or not path or not isinstance(path, str)
-      or isinstance(path, Macro | Reference)
-      or checkpoint_steps.last(model_dir)):
+  if setting(bindings, "run.mode", "train")[0] != "train":
     return
-  check(path, name)
+  if (setting(bindings, "run.model_type")[0] == "bi_student_teacher"
+      or setting(bindings, "fill_logit_cache.find_teacher")[0]):
+    _check_teacher(*setting(bindings, "distill_from.checkpoint"))
+  path, name = setting(bindings, "run.init_checkpoint")
+  if _is_local(path) and not ("://" not in model_dir
+                              and checkpoint_files.last(model_dir)):
+    check(path, name)
+    _check_steps(bindings, path)
+
+
+def _is_local(path: Any) -> bool:
+  """Returns whether a value is a path that can be checked before the run."""
+  return (isinstance(path, str) and bool(path) and "://" not in path
+          and not isinstance(path, Macro | Reference))
+
+
+def _check_teacher(path: Any, name: str) -> None:
+  """Raises ValueError unless a folder or path has the teacher's checkpoint."""
+  if not _is_local(path):
+    return
+  found = checkpoint_files.last(path) or path
+  if not tf.io.gfile.exists(f"{found}.index"):
+    raise ValueError(
+        "distillation: the teacher's checkpoint must be there, with "
+        f"checkpoint={path}, {checkpoint_files.around(path)}. Set {name} to a "
+        "model_dir, or to a path such as DIR/model.ckpt-3000.")
+
+
+def _check_steps(bindings: Sequence[Binding], path: str) -> None:
+  """Raises ValueError unless training begins at a step before its last."""
   train_steps, steps_name = setting(bindings, "run.train_steps")
   let_in, _ = setting(bindings, "tpu_estimator_model_fn.init_variable_filter")
+  if setting(bindings, "init_checkpoint_variable_mapping.mapping_fn")[0]:
+    return  # the step may be taken over or not
   step = tf.GraphKeys.GLOBAL_STEP
   reader = tf.train.load_checkpoint(path)
-  if (not isinstance(train_steps, int) or not reader.has_tensor(step)
-      or not re.search(let_in or "", step)):
-    return
-  begins = int(reader.get_tensor(step))
-  if train_steps <= begins:
+  taken = reader.has_tensor(step) and re.search(let_in or "", step)
+  begins = int(reader.get_tensor(step)) if taken else 0
+  if taken and isinstance(train_steps, int) and train_steps <= begins:
     raise ValueError(
         "run_t5: train_steps must be above the step of init_checkpoint, from "
         f"which a run counts on, with {steps_name}={train_steps}, step of "
         f"init_checkpoint={begins}, init_checkpoint={path}. Set {steps_name} = "
-        f"{begins + train_steps} for {train_steps} more steps, or leave the "
-        "step out with tpu_estimator_model_fn.init_variable_filter = "
-        "'^(?!global_step)'.")
+        f"{begins + max(train_steps, 1)} for {max(train_steps, 1)} more steps, "
+        "or leave the step out with tpu_estimator_model_fn."
+        "init_variable_filter = '^(?!global_step)'.")
+  seen, name = setting(bindings, "run.seen_data_init_step")
+  skips, _ = setting(bindings, "run.skip_seen_data")
+  if skips and isinstance(seen, int) and seen != begins:
+    raise ValueError(
+        f"run_t5: {name} must be the step at which the run begins, or a "
+        f"resumed run reads other data, with {name}={seen}, first step="
+        f"{begins}, init_checkpoint={path}. Set {name} = {begins}.")
 
 
 def check(path: str, name: str = "utils.run.init_checkpoint") -> None:
-  """Raises ValueError unless a path is that of a checkpoint.
+  """Raises ValueError unless a path is that of a whole checkpoint.
 
   Args:
     path: value of `init_checkpoint`.
     name: what sets it.
   """
   if tf.io.gfile.exists(f"{path}.index"):
+    checkpoint_files.require_readable(path, "run_t5", "init_checkpoint")
     return
-  last = checkpoint_steps.last(path)
-  there = (f"which is a folder; its last checkpoint is {last}" if last
-           else "which has no .index file")
+  last = checkpoint_files.last(path)
+  there = (f"which is a folder; its last checkpoint is {last}" if last else
+           f"which has no .index file, {checkpoint_files.around(path)}")
   raise ValueError(
       "run_t5: init_checkpoint must be a checkpoint, with "
       f"init_checkpoint={path}, {there}. "

@@ -190,49 +190,6 @@ def draw_uniform_with(draw: Callable[..., Any]) -> None:
   ops.random_uniform = mtf.random_uniform = random_uniform
 
 
-def find_checkpoints_with(find: Callable[[str, Any], list[str]]) -> None:
-  """Makes `find` look for the checkpoints that a run asks for.
-
-  Upstream's `get_checkpoint_iterator` and T5's `get_checkpoints_iterator` take
-  the nearest step of any file whose name has one, and None, which means random
-  weights, where there is no last checkpoint. Can be removed when they raise
-  errors.
-
-  Args:
-    find: function of a folder and of a step, -1 for the last, "all" or a list
-      of steps; returns the paths of the checkpoints, or raises ValueError.
-  """
-  from mesh_tensorflow.transformer import utils
-  from t5.models import utils as t5_utils
-  upstream = inspect.unwrap(utils.get_checkpoint_iterator)
-  t5s = inspect.unwrap(t5_utils.get_checkpoints_iterator)
-
-  @functools.wraps(upstream)
-  def get_checkpoint_iterator(
-      checkpoint_step, model_dir, skip_until=0, stop_after=None,
-      find_closest=True):
-    if checkpoint_step is None:  # a run that follows a training run
-      return upstream(checkpoint_step, model_dir, skip_until, stop_after)
-    return [path for path in find(model_dir, checkpoint_step)
-            if utils.get_step_from_checkpoint_path(path) > skip_until
-            or checkpoint_step != "all"]
-
-  @functools.wraps(t5s)
-  def get_checkpoints_iterator(checkpoint_steps, model_dir):
-    if checkpoint_steps is None or model_dir is None:
-      return t5s(checkpoint_steps, model_dir)
-    return [utils.get_step_from_checkpoint_path(path)
-            for path in find(model_dir, checkpoint_steps)]
-
-  def get_latest_checkpoint_from_dir(model_dir):
-    last, = find(model_dir, -1)
-    return utils.get_step_from_checkpoint_path(last)
-
-  utils.get_checkpoint_iterator = get_checkpoint_iterator
-  t5_utils.get_checkpoints_iterator = get_checkpoints_iterator
-  t5_utils.get_latest_checkpoint_from_dir = get_latest_checkpoint_from_dir
-
-
 @contextlib.contextmanager
 def arguments_of_model_fn() -> Iterator[dict[str, Any]]:
   """Captures the arguments that `utils.run` passes to the model_fn.

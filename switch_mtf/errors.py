@@ -192,16 +192,22 @@ def explain_task_error(error: Exception) -> ValueError | None:
 
 def explain_fields_error(error: Exception) -> ValueError | None:
   """Returns a better error for a line without the fields wanted, or None."""
-  found = re.search(r"Expect (\d+) fields but have (\d+) in record", str(error))
-  if not found:
+  csv = re.search(r"Expect (\d+) fields but have (\d+) in record", str(error))
+  split = re.search(r"slice index (\d+) of dimension 0 out of bounds",
+                    str(error))
+  if not csv and not split:
     return None
-  from switch_mtf.upstream import task_files  # read the task's files
-  number, fields = map(int, found.groups())
-  where = task_files.where_fields_lack(number, fields)
+  from switch_mtf.upstream import task_files  # has read the files
+  number = int(csv[1]) if csv else int(split[1]) + 1
+  found = int(csv[2]) if csv else None
+  where = task_files.where_fields_lack(number, found)
+  if split and not where:
+    return None  # of something else
+  numbers = f"wanted={number}" + ("" if found is None else f", found={found}")
   return ValueError(
       "task: each line must have as many fields as its parser wants, with "
-      f"wanted={number}, found={fields}{where and f', {where}'}. Correct the "
-      "file; a blank line is no example.")
+      f"{numbers}{where and f', {where}'}. Correct the file; a blank line is "
+      "no example.")
 
 
 def explain_batch_error(error: Exception) -> ValueError | None:

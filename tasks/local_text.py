@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import gin
 
+from switch_mtf.upstream import text_files
 from tasks import passages, vocabularies
 from tasks.prepared import Passage, PreparedSource, cache_dir, prepare
 
@@ -66,10 +67,11 @@ def local_text_dir() -> str:
     ValueError: if no file is bound, or the file cannot be used.
   """
   path = local_text().path
-  if not path or not os.path.isfile(path):
+  reason = text_files.why_unreadable(path) if path else "is not set"
+  if reason:
     raise ValueError(
         "local_text: path must be a text file, with "
-        f"path={path!r}, which is not a file. Set local_text.path = '<file>'.")
+        f"path={path!r}, which {reason}. Set local_text.path = '<file>'.")
   stat = os.stat(path)
   digest = _digest(path, stat.st_mtime_ns, stat.st_size)
   return prepare(NAME, VERSION, lambda: split_documents(read(path), path),
@@ -89,16 +91,9 @@ def read(path: str) -> list[str]:
   Raises:
     ValueError: if the file is not UTF-8 or holds no text.
   """
-  with open(path, "rb") as f:
-    raw = f.read()
-  try:
-    text = passages.clean(raw.decode("utf-8"))
-  except UnicodeDecodeError as e:
-    raise ValueError(
-        "local_text: the file must be UTF-8, with "
-        f"path={path}, byte {e.start}=0x{raw[e.start]:02x}. Convert it, for "
-        "example with: iconv -f latin1 -t utf-8 old.txt > new.txt, and set "
-        "local_text.path = 'new.txt'.") from e
+  raw = text_files.read_bytes("local_text", "local_text.path", path)
+  text = passages.clean(
+      text_files.decoded("local_text", "local_text.path", path, raw))
   if not text:
     raise ValueError(
         "local_text: the file must hold text, with "

@@ -121,6 +121,13 @@ def test_a_language_model_goes_on():
   assert encode([""], model_type="lm").tolist() == [[0] * 10]
 
 
+def test_a_language_model_scores_after_the_whole_prompt():
+  with pytest.raises(ValueError, match=(
+      "^score: every target, with the inputs it continues, must fit into ")):
+    encode(Lines(["of the states"], "targets"), model_type="lm",
+           unscored_prefix=["x" * 40])
+
+
 def test_a_long_prompt_is_cut_without_an_end(capsys):
   ids = encode(["x" * 40], model_type="lm")[0]
   assert list(ids) == VOCABULARY.encode("x" * 40)[:10]

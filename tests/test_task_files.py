@@ -23,6 +23,12 @@ def by_hand(line):
   return {"inputs": inputs, "targets": targets}
 
 
+@seqio.map_over_dataset
+def split(line):
+  parts = tf.strings.split([line], "\t").values
+  return {"inputs": parts[0], "targets": parts[1]}
+
+
 # As users write them.
 PARSERS = {
     "parse": functools.partial(
@@ -36,6 +42,7 @@ PARSERS = {
         preprocessors.preprocess_tsv, field_delim=",", use_quote_delim=True,
         num_fields=3, targets_format="{2}"),
     "by_hand": by_hand,
+    "split": split,
 }
 
 
@@ -146,18 +153,24 @@ def test_what_is_no_file(name, said, tmp_path):
     inputs_of(f"{tmp_path}/{name}", PARSERS["parse"])
 
 
-def test_a_parser_of_ones_own_fails_with_file_and_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("parser, content, numbers", [
+    ("by_hand", b"a\tb\n\n", "wanted=2, found=0"),
+    ("split", b"a\tb\n\n", "wanted=2")])
+def test_a_parser_of_ones_own_fails_with_file_and_line(
+    parser, content, numbers, tmp_path, monkeypatch):
   monkeypatch.setattr(task_files, "_read", {f"{tmp_path}/gone": "task gone"})
   with pytest.raises(tf.errors.InvalidArgumentError) as error:
-    read(tmp_path / "x.tsv", b"a\tb\n\n", "by_hand")
+    read(tmp_path / "x.tsv", content, parser)
   assert errors.user_message(error.value) == (
       "task: each line must have as many fields as its parser wants, with "
-      f"wanted=2, found=0, task my_lines, file={tmp_path}/x.tsv, line=2 "
+      f"{numbers}, task my_lines, file={tmp_path}/x.tsv, line=2 "
       "(blank). Correct the file; a blank line is no example.")
 
 
 def test_an_unknown_line_without_fields(monkeypatch):
   monkeypatch.setattr(task_files, "_read", {})
+  assert errors.explain_fields_error(
+      ValueError("slice index 1 of dimension 0 out of bounds")) is None
   text = errors.user_message(
       ValueError("Expect 2 fields but have 1 in record 0"))
   assert text.endswith("wanted=2, found=1. Correct the file; a blank line is "

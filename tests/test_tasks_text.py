@@ -12,6 +12,7 @@ import gin
 import pytest
 import seqio
 import tensorflow_datasets as tfds
+from helpers.graphs import ROOT
 
 from tasks import build_bundled_text, fetch, local_text, packages, passages
 from tasks.prepared import Passage, cache_dir, prepare
@@ -265,8 +266,8 @@ def test_adding_to_local_text_moves_no_document():
     (b"", "local_text: the file must hold text, with path=.*, bytes=0. "
           "Set local_text.path"),
     (b" \n\n \n", "local_text: the file must hold text, with path=.*, bytes=5"),
-    (b"one\n\ncaf\xe9", "local_text: the file must be UTF-8, with path=.*, "
-                        "byte 8=0xe9. Convert it"),
+    (b"one\n\ncaf\xe9", "local_text: the file must be UTF-8 text, with "
+                        r"local_text.path=.*, line=3, byte=4 \(0xe9\). "),
     (b"one\n\none", "local_text: the file must hold at least two different "
                     "documents, .*documents=1. Separate documents by a blank"),
 ])
@@ -276,12 +277,16 @@ def test_local_text_that_cannot_be_used(tmp_path, content, message):
     first_inputs("local_text_span_corruption")
 
 
-@pytest.mark.parametrize("path", [None, "", "no/such/file.txt"])
-def test_local_text_without_a_file(path):
+@pytest.mark.parametrize("path, reason", [
+    (None, "is not set"), ("", "is not set"), ("tests", "is a folder"),
+    ("no/such/file.txt", "does not exist, and neither does its folder"),
+    ("READE.md", "does not exist, nearest: README.md")])
+def test_local_text_without_a_file(path, reason, monkeypatch):
+  monkeypatch.chdir(ROOT)
   gin.bind_parameter("local_text.path", path)
   with pytest.raises(ValueError, match=(
-      f"local_text: path must be a text file, with path={path!r}, which is "
-      "not a file. Set local_text.path = '<file>'")):
+      f"local_text: path must be a text file, with path={path!r}, which "
+      f"{reason}. Set local_text.path = '<file>'")):
     first_inputs("local_text_span_corruption")
 
 

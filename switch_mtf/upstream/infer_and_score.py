@@ -95,8 +95,10 @@ def encode_as_evaluation_does() -> None:
               for prefix, row in zip(unscored_prefix, rows, strict=True)]
     long = {number: len(row) + len(end) for number, row in enumerate(rows, 1)
             if len(row) + len(end) > sequence_length}
-    if long:
-      (_refuse if feature == "targets" else _say)(inputs, long, sequence_length)
+    if long and feature == "targets":
+      _refuse(inputs, long, sequence_length, bool(unscored_prefix))
+    elif long:
+      _say(inputs, long, sequence_length)
     return _in_batches(rows, end, sequence_length, batch_size)
 
   utils.encode_inputs = encode_inputs
@@ -148,13 +150,17 @@ def _say(lines: list[str], long: dict[int, int], length: int) -> None:
         f"has {longest:,}).", file=sys.stderr, flush=True)
 
 
-def _refuse(lines: list[str], long: dict[int, int], length: int) -> None:
+def _refuse(
+    lines: Lines, long: dict[int, int], length: int, continued: bool
+) -> None:
   """Raises the ValueError for targets that cannot be scored whole."""
   longest = max(long.values())
   where = f"{lines.option}={lines.path}, " if lines.path else ""
   many = "lines" if len(long) > 1 else "line"
+  what = "every target, with the inputs it continues," if continued else (
+      "every target")
   raise ValueError(
-      "score: every target must fit into the length, or another text would be "
+      f"score: {what} must fit into the length, or another text would be "
       f"scored, with {where}{text_files.numbered(list(long))}, "
       f"tokens={', '.join(map(str, list(long.values())[:5]))}, length={length}."
       f" Set {_longer('targets', length, longest)}, or shorten the {many}.")

@@ -199,28 +199,28 @@ def check_lines(
           "example.")
 
 
-def where_fields_lack(number: int, found: int) -> str:
+def where_fields_lack(number: int, found: int | None) -> str:
   """Returns what is known of a record that TensorFlow could not parse.
 
-  For tasks that parse their lines themselves, with `tf.io.decode_csv`.
+  For tasks that parse their lines themselves.
 
   Args:
     number: number of fields that the parser wanted.
-    found: number of fields of the record.
+    found: number of fields of the record; None if it had too few.
 
   Returns:
     'task=NAME, file=PATH, line=3 (blank)' for each file that has been read and
-      has such a line, in words, or ''.
+      has such a line, or ''.
   """
   places = []
   for path, who in _read.items():
     if not os.path.isfile(path):
       continue
     for delimiter in "\t,":
-      fields = Fields(number, delimiter=delimiter)
+      fields = Fields(number, exact=found is not None, delimiter=delimiter)
       _, wrong, shown = _scan(path, _state(path), fields, 0)
-      if wrong and any(f"({found} f" in s or not found and "blank" in s
-                       for s in shown):
+      words = "(blank" if not found else f"({found} field"
+      if wrong and (found is None or any(words in line for line in shown)):
         places.append(f"{who}, file={path}, {', '.join(shown)}")
         break
   return "; ".join(places)

@@ -82,3 +82,24 @@ def test_what_is_cut_is_said_in_every_mode(importable):
     assert ("task own_long, validation: 3 of 23 targets cut at 16 tokens: set "
             "utils.run.sequence_length = {'inputs': 32, 'targets': ") in (
                 done.stderr)
+
+
+def test_infer_answers_as_evaluation_does(teacher, importable):
+  # Lines that are cut have the same ids, so the same answers.
+  lines = [f"{word} {LONG}" for word in ("one", "two", "three", "four", "the")]
+  flags = own(importable, "own_same",
+              validation="".join(f"{line}\tA\n" for line in lines))
+  same = [f"--gin_file={teacher}/operative_config.gin", *flags,
+          "--gin_param=drop_nothing.value = True"]
+  succeed(teacher, *same, "--gin_file=gin/runs/eval.gin",
+          "--gin_param=eval_checkpoint_step = -1",
+          "--gin_param=eval_batch_size = 4")
+  evaluated, = (teacher / "validation_eval").glob("own_same_*_predictions")
+  (importable / "in.txt").write_text("\n".join(lines))
+  succeed(teacher, *same, "--gin_file=gin/runs/infer.gin",
+          "--gin_param=batch_size = 4",
+          f"--gin_param=input_filename = '{importable}/in.txt'",
+          f"--gin_param=output_filename = '{importable}/out'")
+  inferred, = importable.glob("out-*")
+  answers = inferred.read_text()
+  assert answers == evaluated.read_text() and len(answers.splitlines()) == 5

@@ -59,9 +59,9 @@ def test_a_follower_waits_and_obeys_gin(tmp_path):
   assert list(utils.get_checkpoint_iterator(None, str(tmp_path))) == [
       f"{tmp_path}/model.ckpt-5"]
   gin.clear_config()
-  gin.parse_config("get_checkpoint_iterator.skip_until = 0")
-  # Upstream reads 0 as "nothing to skip" and as "skip step 0".
-  assert len(utils.get_checkpoint_iterator("all", str(tmp_path))) == 2
+  gin.parse_config("get_checkpoint_iterator.skip_until = 5")
+  with pytest.raises(ValueError, match="skip_until=5, last=.*-5"):
+    utils.get_checkpoint_iterator("all", str(tmp_path))
 
 
 @pytest.mark.parametrize("listed", [None, 300])
@@ -103,12 +103,12 @@ def test_each_result_says_its_step(tmp_path, capsys):
     called(name, seen)
   checkpoint_seams.find_checkpoints_with(require)
   checkpoint_seams.tell_steps()
-  save(tmp_path, 0, 400, listed=400)
+  save(tmp_path, 0, 20, 400, listed=400)
   common = {"model_dir": str(tmp_path)}
   utils.infer_model(**common, eval_checkpoint_step="all")
-  assert [p[-3:] for p in seen["checkpoint_paths"]] == ["t-0", "400"]
+  assert [p[-3:] for p in seen["checkpoint_paths"]] == ["-20", "400"]
   assert capsys.readouterr().err == (
-      f"infer: step 0 of {tmp_path}\ninfer: step 400 of {tmp_path}\n")
+      f"infer: step 20 of {tmp_path}\ninfer: step 400 of {tmp_path}\n")
   utils.score_from_strings(**common, eval_checkpoint_step=-1)
   assert seen["eval_checkpoint_step"] == 400
   assert capsys.readouterr().err == f"score: step 400 of {tmp_path}\n"

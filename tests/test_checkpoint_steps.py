@@ -24,6 +24,13 @@ def test_what_is_there_is_found(asked, steps, tmp_path):
       f"{tmp_path}/model.ckpt-{step}" for step in steps]
 
 
+def test_all_begins_after_step_0(tmp_path):
+  save(tmp_path, 0)
+  assert require(str(tmp_path), "all") == [f"{tmp_path}/model.ckpt-0"]
+  save(tmp_path, 20)
+  assert require(str(tmp_path), "all") == [f"{tmp_path}/model.ckpt-20"]
+
+
 @pytest.mark.parametrize("asked", [
     21, 0, -2, [20, 21], [], "last", "20", 20.0, True], ids=str)
 def test_what_is_not_there_is_refused(asked, tmp_path):

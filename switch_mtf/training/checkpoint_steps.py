@@ -26,7 +26,8 @@ def require(
 
   Args:
     model_dir: folder of the run.
-    asked: a step, -1 for the last, "all", or a list of steps.
+    asked: a step, -1 for the last, "all", or a list of steps. As upstream has
+      it, "all" leaves out step 0, unless nothing else is there.
     binding: what sets `asked`.
     who: who asks, for the error.
     option: what names the folder.
@@ -45,7 +46,8 @@ def require(
         f"{checkpoint_files.described(model_dir)}. Correct {option}, or train "
         "first.")
   if asked == "all":
-    return [checkpoint_files.path(model_dir, step) for step in there]
+    trained = [step for step in there if step > 0] or there
+    return [checkpoint_files.path(model_dir, step) for step in trained]
   missing = [step for step in wanted if not (
       isinstance(step, int) and not isinstance(step, bool)
       and (step in there or step == -1))]

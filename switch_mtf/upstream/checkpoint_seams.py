@@ -43,9 +43,17 @@ def find_checkpoints_with(find: Find) -> None:
     step = call["checkpoint_step"]
     if step is None:  # a run that follows a training run
       return upstream(*args, **kwargs)
-    return [path for path in find(call["model_dir"], step)
-            if utils.get_step_from_checkpoint_path(path) > call["skip_until"]
-            or step != "all" or not call["skip_until"]]
+    paths = find(call["model_dir"], step)
+    if step != "all" or not call["skip_until"]:
+      return paths
+    later = [path for path in paths if utils.get_step_from_checkpoint_path(
+        path) > call["skip_until"]]
+    if not later:
+      raise ValueError(
+          "get_checkpoint_iterator: skip_until must leave a checkpoint, with "
+          f"skip_until={call['skip_until']}, last={paths[-1]}. Set "
+          "get_checkpoint_iterator.skip_until to a lower step.")
+    return later
 
   @functools.wraps(t5s)
   def get_checkpoints_iterator(checkpoint_steps, model_dir):

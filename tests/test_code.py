@@ -47,7 +47,7 @@ def modules():
       yield room, path.stem.strip("_")
 
 
-@pytest.mark.parametrize("room, name", modules())
+@pytest.mark.parametrize("room, name", list(modules()))
 def test_each_module_has_a_test_of_its_name(room, name):
   names = [f"test_{name}.py", f"test_{room}_{name}.py"]
   assert any((ROOT / "tests" / file).exists() for file in names)

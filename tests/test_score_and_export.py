@@ -77,6 +77,10 @@ def test_an_exported_model_feeds_whole_sequences(
 
     short = ["5 6", "5 6"]
     np.testing.assert_array_equal(feed(["5 6", "5 6 7 8 9"], short), right)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="export: a call "
+                       "must have as many texts as the batch, or fewer, with "
+                       "batch_size=2, texts="):
+      feed(["5"] * 3, ["5"] * 3)
     if scores:
       with pytest.raises(tf.errors.InvalidArgumentError, match="score: every "
                          "target must fit into the length, with length=4"):

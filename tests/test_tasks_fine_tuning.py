@@ -77,6 +77,9 @@ def test_a_task_yields_its_texts_as_ids(name, examples):
           example[feature], [*ids[:length - 1], vocabularies.T5.eos_id])
 
 
+# The mocked examples may all have one label, of which sklearn warns.
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.filterwarnings("ignore:F-score is ill-defined")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_right_answer_scores_in_full(name, examples):
   task = seqio.TaskRegistry.get(name)

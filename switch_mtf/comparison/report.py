@@ -266,7 +266,8 @@ def _leave_out_start(axes: plt.Axes) -> None:
   values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
   low = np.percentile(values, 10) if len(values) > 20 else values.min()
   top = values.max()
-  axes.set_ylim(low - 0.1 * (top - low), top + 0.1 * (top - low))
+  margin = 0.1 * (top - low) or 0.1  # one value has no extent
+  axes.set_ylim(low - margin, top + margin)
   axes.grid(alpha=0.3)
 
 
@@ -299,7 +300,8 @@ def draw_load(
     fair = 1.0 / len(load)
     image = axes.imshow(
         load / fair, aspect="auto", origin="lower", cmap="RdBu_r", vmin=0,
-        vmax=2, extent=[steps[0], steps[-1], -0.5, len(load) - 0.5])
+        vmax=2, extent=[steps[0], max(steps[-1], steps[0] + 1), -0.5,
+                        len(load) - 0.5])
     axes.set(title=_readable(key), ylabel="expert")
     figure.colorbar(image, ax=axes, label="load / fair share")
   grid[-1, 0].set_xlabel("step")

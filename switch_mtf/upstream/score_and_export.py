@@ -4,8 +4,10 @@ Scores are those of the ids that `infer_and_score` feeds, and an exported model
 feeds the same.
 """
 
+import contextlib
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -76,7 +78,8 @@ def export_whole_sequences() -> None:
   """Makes an exported model feed the ids that evaluation feeds.
 
   Upstream cuts the end of sequence off a long text, puts one after the start
-  that a language model is to continue, and scores a target that it has cut.
+  that a language model is to continue, scores a target that it has cut, and
+  checks the number of texts in an operation that nothing waits for.
   Can be removed when `export_model` encodes as evaluation does.
   """
   from mesh_tensorflow.transformer import dataset, utils
@@ -104,13 +107,38 @@ def export_whole_sequences() -> None:
 
     _exports.append(True)
     try:
-      with _replaced(dataset, encode_all_features=encode_all_features,
-                     pack_or_pad=pack_or_pad):
+      with (_replaced(dataset, encode_all_features=encode_all_features,
+                      pack_or_pad=pack_or_pad), _waiting_for_checks()):
         return upstream(*args, **kwargs)
     finally:
       _exports.pop()
 
   utils.export_model = export_model
+
+
+@contextlib.contextmanager
+def _waiting_for_checks() -> Iterator[None]:
+  """Makes a batch wait for the check that it does not hold too many texts.
+
+  TensorFlow logs an error of 12 lines, twice, for a check without a use.
+  """
+  checks, take = [], tf.data.experimental.get_single_element
+
+  def assert_less_equal(texts, most):
+    checks.append(tf.Assert(tf.less_equal(texts, most), [
+        "export: a call must have as many texts as the batch, or fewer, with "
+        f"batch_size={most}, texts=", texts, ". Send fewer, or export the "
+        "model with a larger utils.run.batch_size."]))
+    return checks[-1]
+
+  def get_single_element(dataset):
+    with tf.control_dependencies(checks):
+      return take(dataset)
+
+  with (_replaced(tf.debugging, assert_less_equal=assert_less_equal),
+        _replaced(tf.data.experimental,
+                  get_single_element=get_single_element)):
+    yield
 
 
 def _refuse_in_graph(
@@ -121,6 +149,6 @@ def _refuse_in_graph(
   message = ("score: every target must fit into the length, with "
              f"length={lengths['targets']}. Export the model with a longer "
              "utils.run.sequence_length.")
-  with tf.control_dependencies([tf.debugging.assert_less_equal(
-      size, lengths["targets"], message=message)]):
+  with tf.control_dependencies([tf.Assert(
+      tf.less_equal(size, lengths["targets"]), [message, size])]):
     return example | {"targets": tf.identity(example["targets"])}

@@ -86,3 +86,19 @@ def test_an_exported_model_feeds_whole_sequences(
                          "target must fit into the length, with length=4"):
         session.run(receiver.features["targets"], {
             tensors["inputs"]: short, tensors["targets"]: ["5", "5 6 7 8"]})
+
+
+def test_padding_of_a_batch_is_not_exported(monkeypatch):
+  def tpu_estimator_model_fn():
+    return lambda features, labels, mode, params=None, config=None: (
+        tf.estimator.tpu.TPUEstimatorSpec(mode, predictions={
+            "scores": tf.constant([-1.0, -2.0, 0.0, 0.0])}))
+
+  monkeypatch.setattr(utils, "tpu_estimator_model_fn", tpu_estimator_model_fn)
+  score_and_export.export_a_score_each()
+  model_fn = utils.tpu_estimator_model_fn()
+  with tf.Session() as session:
+    spec = model_fn({"predict_batch_size": tf.constant(2)}, None, "infer")
+    assert session.run(spec.predictions["scores"]).tolist() == [-1, -2]
+    spec = model_fn({}, None, "infer")
+    assert session.run(spec.predictions["scores"]).shape == (4,)

@@ -23,6 +23,7 @@ def apply() -> None:
   """Applies the patches of this file."""
   score_ids()
   export_whole_sequences()
+  export_a_score_each()
 
 
 class _WithoutDecoder:
@@ -152,3 +153,30 @@ def _refuse_in_graph(
   with tf.control_dependencies([tf.Assert(
       tf.less_equal(size, lengths["targets"]), [message, size])]):
     return example | {"targets": tf.identity(example["targets"])}
+
+
+def export_a_score_each() -> None:
+  """Makes a model that is exported for scoring return a row for each target.
+
+  Upstream fills a batch with padding, which it takes off what was decoded, but
+  not off scores. Can be removed when `tpu_estimator_model_fn` does.
+  """
+  from mesh_tensorflow.transformer import utils
+  upstream = utils.tpu_estimator_model_fn
+
+  @functools.wraps(upstream)
+  def tpu_estimator_model_fn(*args, **kwargs):
+    model_fn = upstream(*args, **kwargs)
+
+    def unpadded(features, labels, mode, params=None, config=None):
+      rows = features.get("predict_batch_size")
+      spec = model_fn(features, labels, mode, params=params, config=config)
+      if rows is None:
+        return spec
+      # The outputs to export are made of the predictions anew.
+      return spec._replace(export_outputs=None, predictions={
+          name: value[:rows] for name, value in spec.predictions.items()})
+
+    return unpadded
+
+  utils.tpu_estimator_model_fn = tpu_estimator_model_fn

@@ -1,6 +1,7 @@
 """Files of lines: as many results as lines, or an error, in infer and score."""
 
 import pytest
+import tensorflow.compat.v1 as tf
 from helpers.runs import run, succeed
 
 LINE, TARGET = "The state of the <extra_id_0> is strong.", "<extra_id_0> union"
@@ -113,3 +114,26 @@ def test_a_file_that_is_read_is_not_replaced(teacher, tmp_path):
   assert done.returncode == 1
   assert files == [[TARGET]]
   assert "score: results must not replace the file" in done.stderr
+
+
+def test_an_exported_model_scores_the_same(teacher, tmp_path):
+  inputs, targets = [LINE, "", LONG], [TARGET, "", "A"]
+  _, (scores, *_) = score(
+      teacher, tmp_path, "\n".join(inputs), "\n".join(targets) + "\n")
+  succeed(teacher, *flags(teacher, "export", f"export_path = '{tmp_path}/to'",
+                          "export_mode = 'export_score'"))
+  path, = (tmp_path / "to").iterdir()
+  with tf.Session() as session:
+    loaded = tf.saved_model.loader.load(session, ["serve"], str(path))
+    signature = loaded.signature_def["serving_default"]
+
+    def exported(targets):
+      return session.run(signature.outputs["scores"].name, {
+          signature.inputs["inputs"].name: inputs,
+          signature.inputs["targets"].name: targets})
+
+    assert exported(targets) == pytest.approx(
+        [float(s) for s in scores], rel=1e-4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="score: every "
+                       "target must fit into the length, with length=16"):
+      exported([LONG, "", "A"])

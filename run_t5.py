@@ -109,7 +109,8 @@ def _prepare(argv: list[str]) -> None:
   for name in FLAGS.module_import or []:
     gin_checks.check_module(name, "--module_import")
   bindings = gin_checks.check_run(
-      FLAGS.gin_file, FLAGS.gin_param or [], folders)
+      FLAGS.gin_file, FLAGS.gin_param or [], folders,
+      own_modules=bool(FLAGS.module_import))
   if not FLAGS.explain:
     _check_checkpoints(bindings)
     guards.check_model_dir(FLAGS.model_dir)

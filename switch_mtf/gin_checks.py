@@ -8,8 +8,10 @@ from switch_mtf import upstream  # noqa: F401  isort:skip
 
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 
+from switch_mtf import gin_values
 from switch_mtf.errors import near
 from switch_mtf.gin_files import (
     COMMAND_LINE,
@@ -21,7 +23,9 @@ from switch_mtf.gin_files import (
     Reference,
     flat,
     imports,
+    provided_files,
     read,
+    setting,
     unset_bindings,
 )
 
@@ -68,7 +72,8 @@ MOVED = {
 
 
 def check_run(
-    paths: Sequence[str], params: Sequence[str], folders: Sequence[str]
+    paths: Sequence[str], params: Sequence[str], folders: Sequence[str],
+    own_modules: bool = False,
 ) -> list[Binding]:
   """Raises ValueError for a mistake that gin would accept.
 
@@ -76,6 +81,7 @@ def check_run(
     paths: values of --gin_file; T5's defaults come before them.
     params: values of --gin_param.
     folders: folders in which gin looks, besides the working directory.
+    own_modules: whether --module_import names modules.
 
   Returns:
     All bindings of the run, in the order in which gin applies them.
@@ -93,8 +99,32 @@ def check_run(
   check_scopes(bindings)
   check_folders(bindings)
   check_macros(bindings)
-  check_command_line([*bindings, *later])
+  check_unused_macros([*bindings, *later])
+  check_phases(flat(setting(bindings, "train_then.phases", [])[0]), folders)
+  own = [m for m in imports([*paths, *phases], folders)
+         if not m.module.startswith(("switch_mtf", "mesh_tensorflow", "t5"))]
+  gin_values.check(bindings, own_modules=bool(own) or own_modules)
   return bindings
+
+
+def check_phases(phases: Iterable[str], folders: Sequence[str]) -> None:
+  """Raises ValueError if the gin file of a phase is not there.
+
+  Args:
+    phases: gin files that run after the training.
+    folders: folders in which gin looks, besides the working directory.
+
+  Raises:
+    ValueError: naming the file, and the nearest that are there.
+  """
+  for path in phases:
+    places = (path, *(os.path.join(folder, path) for folder in folders))
+    if (not isinstance(path, Macro) and "://" not in path
+        and not any(map(os.path.isfile, places))):
+      raise ValueError(
+          "train_then: the gin file of a phase must be there, with phase="
+          f"{path}{near(path, provided_files(folders), cutoff=0.5)}. Set "
+          "train_then.phases.")
 
 
 def check_module(name: str, place: str) -> None:
@@ -215,11 +245,13 @@ def check_macros(bindings: Sequence[Binding]) -> None:
             f"with --gin_param=\"{value} = ...\".")
 
 
-def check_command_line(bindings: Sequence[Binding]) -> None:
-  """Raises ValueError for a macro of --gin_param that nothing uses.
+def check_unused_macros(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a macro of the user's that nothing uses.
 
-  A macro of a file may be for some models only; a macro on the command line is
-  meant to change something.
+  A macro of a provided file, or of a run's operative_config.gin, may be for
+  some models only. One on the command line is meant to change something; so is
+  one in a file of the user's that resembles a macro in use. Another one there
+  gets a line on stderr.
 
   Args:
     bindings: bindings of a run, and of the phases that follow it.
@@ -230,9 +262,13 @@ def check_command_line(bindings: Sequence[Binding]) -> None:
   used = {value for binding in bindings for value in flat(binding.value)
           if isinstance(value, Macro)}
   for binding in bindings:
-    if (binding.file == COMMAND_LINE and binding.is_macro
-        and binding.name not in used):
+    if (not binding.is_macro or binding.name in used or binding.is_provided
+        or binding.file.endswith("operative_config.gin")):
+      continue
+    nearest = near(binding.name, used)
+    if nearest or binding.file == COMMAND_LINE:
       raise ValueError(
-          "gin: a macro of --gin_param must be used, with "
-          f"macro={binding.name}{near(binding.name, used)}. Correct it, or "
-          "leave it out.")
+          f"gin: a macro must be used, with macro={binding.name}{nearest}. "
+          f"Correct it in {binding.place}, or leave it out.")
+    print(f"gin: nothing uses the macro {binding.name} of {binding.place}",
+          file=sys.stderr)

@@ -29,6 +29,8 @@ COMMAND_LINE = "--gin_param"
 MTF_FOLDER = os.path.join(os.path.dirname(utils.__file__), "gin")
 T5_FOLDER = os.path.join(os.path.dirname(mesh_transformer_main.__file__), "gin")
 DEFAULTS = os.path.join(MTF_FOLDER, "defaults.gin")
+OUR_FOLDER = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "gin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +57,16 @@ class Binding:
     return "." not in self.name
 
   @property
+  def is_provided(self) -> bool:
+    """Returns whether the binding is of a file of upstream or of ours."""
+    return os.path.abspath(self.file).startswith(
+        (MTF_FOLDER, T5_FOLDER, OUR_FOLDER))
+
+  @property
   def place(self) -> str:
-    """Returns file and line, for people."""
-    return f"{self.file}, line {self.line}"
+    """Returns file and line, or the flag, for people."""
+    return (self.file if self.file == COMMAND_LINE
+            else f"{self.file}, line {self.line}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,14 +159,14 @@ def _of_file(
       yield from _statements(_text(place), place, folders, (*within, place))
       return
   if within and "://" not in path:
+    nearest = near(path, provided_files(folders), cutoff=0.5)
     raise ValueError(
-        "gin: an included file must be there, with "
-        f"include={path}{near(path, _gin_files(folders), cutoff=0.5)}. Correct "
-        f"it in {within[-1]}.")
+        f"gin: an included file must be there, with include={path}{nearest}. "
+        f"Correct it in {within[-1]}.")
 
 
-def _gin_files(folders: Sequence[str]) -> list[str]:
-  """Returns the paths of all gin files of folders, relative to these."""
+def provided_files(folders: Sequence[str]) -> list[str]:
+  """Returns the paths of the gin files in folders, relative to these."""
   return [os.path.relpath(os.path.join(root, name), folder)
           for folder in folders for root, _, names in os.walk(folder)
           for name in names if name.endswith(".gin")]

@@ -29,7 +29,7 @@ def test_scope_that_nobody_enters():
   assert complaint("deccoder/Layer.size = 1") == (
       "gin: a scope must be one that is entered, with scope=deccoder, nearest: "
       "decoder, encoder, binding=deccoder/Layer.size. Correct it in "
-      "--gin_param, line 1.")
+      "--gin_param.")
 
 
 def test_scope_that_a_reference_enters():
@@ -49,14 +49,36 @@ def test_macro_that_is_mistyped():
   assert "macro=train_stps, nearest: train_steps." in text
 
 
-def test_macro_of_the_command_line_that_nothing_uses(tmp_path):
+def test_macro_that_nothing_uses(tmp_path, capsys):
   assert "with macro=sise, nearest: size. Correct it" in complaint(
       "size = 2", "Layer.size = %size", "sise = 3")
-  # In a file it may be for other models; a phase that follows may use it.
+  assert "with macro=idle. Correct it in --gin_param" in complaint("idle = 3")
+  path = write(tmp_path, "mine.gin", "size = 2\nLayer.size = %size\nsise = 3\n")
+  with pytest.raises(ValueError, match="macro=sise, nearest: size. Correct it "
+                     f"in {path}, line 3"):
+    gin_checks.check_run([path], [], [])
+  # One that resembles no other may be for other models; a phase that follows
+  # may use it.
   phase = write(tmp_path, "phase.gin", "steps = 1\nLayer.steps = %steps\n")
   run = write(tmp_path, "run.gin",
               f"idle = 1\ntrain_then.phases = ['{phase}']\n")
   gin_checks.check_run([run], ["steps = 2"], [str(tmp_path)])
+  assert f"nothing uses the macro idle of {run}, line 1" in (
+      capsys.readouterr().err)
+
+
+def test_an_old_configuration_may_have_idle_macros(tmp_path):
+  gin_checks.check_run([write(
+      tmp_path, "operative_config.gin",
+      "size = 2\nLayer.size = %size\nsise = 3\n")], [], [])
+
+
+def test_a_phase_must_be_there(tmp_path):
+  with pytest.raises(ValueError, match="phase=runs/perplexity_evl.gin, nearest"
+                     ": runs/perplexity_eval.gin,.*Set train_then.phases"):
+    gin_checks.check_run([], [
+        "train_then.phases = ['runs/perplexity_evl.gin']"],
+        [gin_files.OUR_FOLDER])
 
 
 def test_a_dotted_macro_is_a_constant_of_some_module():

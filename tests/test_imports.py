@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # ours: modules, or packages with all that is in them. Imports go down only, as
 # CONTRIBUTING.md has it. Anyone may import upstream, which comes first.
 LOW = ["switch_mtf.dims", "switch_mtf.errors", "switch_mtf.gin_checks",
-       "switch_mtf.gin_files", "switch_mtf.gin_syntax", "switch_mtf.mesh"]
+       "switch_mtf.gin_files", "switch_mtf.gin_syntax", "switch_mtf.gin_values",
+       "switch_mtf.mesh"]
 RUN = [*LOW, "switch_mtf.kernels", "switch_mtf.layers", "switch_mtf.training"]
 ALLOWED = {
     "switch_mtf.upstream": [],
@@ -21,7 +22,9 @@ ALLOWED = {
     "switch_mtf.dims": ["switch_mtf.errors", "switch_mtf.mesh"],
     "switch_mtf.gin_syntax": [],
     "switch_mtf.gin_files": ["switch_mtf.errors", "switch_mtf.gin_syntax"],
-    "switch_mtf.gin_checks": ["switch_mtf.errors", "switch_mtf.gin_files"],
+    "switch_mtf.gin_values": ["switch_mtf.errors", "switch_mtf.gin_files"],
+    "switch_mtf.gin_checks": [
+        "switch_mtf.errors", "switch_mtf.gin_files", "switch_mtf.gin_values"],
     "switch_mtf.doctor": ["switch_mtf.errors"],
     "switch_mtf.kernels": [*LOW, "switch_mtf.kernels"],
     "switch_mtf.layers": [*LOW, "switch_mtf.kernels", "switch_mtf.layers"],

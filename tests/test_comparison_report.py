@@ -57,6 +57,12 @@ def test_a_run_that_was_not_evaluated_is_named(tmp_path):
     report.validation(str(tmp_path), [])
 
 
+def test_a_run_without_checkpoints_is_named(tmp_path):
+  with pytest.raises(ValueError, match=(
+      f"a run must have a checkpoint, with model_dir={tmp_path}, which")):
+    report.count_parameters(str(tmp_path))
+
+
 def test_verdict_says_when_the_switch_model_is_worse():
   result = report.summarize(
       runs([-4.0], [-4.25]), ["dense", "switch"], [0])

@@ -79,5 +79,5 @@ def test_runs_are_read(tmp_path):
 def test_a_run_must_have_been_trained(tmp_path):
   with pytest.raises(ValueError, match=(
       "distillation_report: the run must have been trained, with "
-      f"model_dir={tmp_path}, checkpoint=None.")):
+      f"model_dir={tmp_path}, which is empty")):
     report.read(str(tmp_path))

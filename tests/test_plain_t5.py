@@ -2,6 +2,7 @@
 
 import gin
 import pytest
+from helpers.checkpoints import save
 from helpers.configs import parse
 
 from switch_mtf import gin_files
@@ -78,9 +79,12 @@ def test_switch_models_are_refused(tmp_path):
 
 
 def test_nothing_is_overwritten(tmp_path):
-  with pytest.raises(ValueError, match="checkpoint must be there, with"):
+  with pytest.raises(ValueError, match=(
+      "plain_t5: --model_dir must be a folder with checkpoints, .*not exist")):
     plain_t5.write(str(tmp_path / "nowhere"), str(tmp_path / "new"))
-  (tmp_path / "model.ckpt-3.index").touch()
+  save(tmp_path, 3)
+  with pytest.raises(ValueError, match="--checkpoint_step=4, .*steps there=3"):
+    plain_t5.write(str(tmp_path), str(tmp_path / "new"), 4)
   (tmp_path / "old").mkdir()
   (tmp_path / "old" / "file").touch()
   with pytest.raises(ValueError, match="output must be new, with output=.*old"):

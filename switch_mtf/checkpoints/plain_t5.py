@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from switch_mtf import gin_files
 from switch_mtf.gin_files import Macro, Reference
-from switch_mtf.training import checkpoint_files
+from switch_mtf.training import checkpoint_files, checkpoint_steps
 
 CONFIG = "operative_config.gin"
 IMPORTS = ("mesh_tensorflow.transformer.transformer",
@@ -51,13 +51,9 @@ def write(model_dir: str, output: str, step: int | None = None) -> str:
     ValueError: if the checkpoint does not exist, the output is not empty, or
       the model has layers that T5 does not have.
   """
-  path = (checkpoint_files.last(model_dir) if step is None
-          else os.path.join(model_dir, f"model.ckpt-{step}"))
-  if not path or not tf.io.gfile.exists(f"{path}.index"):
-    raise ValueError(
-        "plain_t5: the checkpoint must be there, with "
-        f"model_dir={model_dir}, checkpoint_step={step}. Set --model_dir, or "
-        "--checkpoint_step to one that was saved.")
+  path, = checkpoint_steps.require(
+      model_dir, -1 if step is None else step, "--checkpoint_step", "plain_t5")
+  checkpoint_files.require_readable(path, "plain_t5", "checkpoint")
   if tf.io.gfile.exists(output) and tf.io.gfile.listdir(output):
     raise ValueError(
         f"plain_t5: the output must be new, with output={output}. Set --output "

@@ -56,7 +56,8 @@ def read(model_dir: str) -> Trained:
   if checkpoint_files.last(model_dir) is None:
     raise ValueError(
         "distillation_report: the run must have been trained, with "
-        f"model_dir={model_dir}, checkpoint=None. Give the model_dir of a run.")
+        f"model_dir={model_dir}, {checkpoint_files.described(model_dir)}. Give "
+        "the model_dir of a run.")
   found = report.validation(model_dir, metrics.read(model_dir, "eval"))
   measure = report.LOSS if report.LOSS in found[-1] else report.SCORE
   judged_by = ([measure] if measure == report.LOSS

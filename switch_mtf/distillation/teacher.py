@@ -56,8 +56,10 @@ class Teacher:
     if not path or not tf.io.gfile.exists(f"{path}.index"):
       raise ValueError(
           "distillation: the teacher's checkpoint must be there, with "
-          f"checkpoint={self.checkpoint}. Set distill_from.checkpoint to a "
-          "model_dir, or to a path without .index.")
+          f"checkpoint={self.checkpoint}, "
+          f"{checkpoint_files.around(self.checkpoint)}. Set "
+          "distill_from.checkpoint to a model_dir, or to a path such as "
+          "DIR/model.ckpt-3000.")
     return path
 
 

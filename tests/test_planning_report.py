@@ -19,5 +19,5 @@ def test_report_says_what_matters():
   for line in (
       "20 steps of 4 sequences", "on 1 cpu core", "parameters",
       "capacity, encoder    5 slots", "communication: none",
-      "fits: 4 sequences at once; at most"):
+      "fits: 4 sequences at once; about"):
     assert line in text

@@ -7,7 +7,7 @@ import logging
 import sys
 
 from switch_mtf import errors, gin_checks, gin_files
-from switch_mtf.planning import devices, report
+from switch_mtf.planning import advice, devices, report
 from switch_mtf.planning.configuration import ROOT, start_graph_mode
 from switch_mtf.planning.plan import plan
 from switch_mtf.training import guards
@@ -52,6 +52,8 @@ def main() -> int:
         arguments.gin_file, [str(ROOT), gin_files.T5_FOLDER])
     found = plan(arguments.gin_file, arguments.gin_param,
                  device=arguments.device, mesh_shape=arguments.mesh_shape)
+    found = advice.checked(found, arguments.gin_file, arguments.gin_param,
+                           arguments.mesh_shape)
   except (ValueError, OSError) as error:
     print(errors.user_message(error) or error, file=sys.stderr)
     return 2

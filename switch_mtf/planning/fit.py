@@ -20,14 +20,19 @@ class Advice:
     fits: whether the run fits as it is.
     largest_batch: largest number of sequences that the mesh can compute with at
       the same time, a multiple of the parts that the mesh splits a batch into;
-      0 if not even one sequence per part fits.
+      0 if not even one sequence per part fits. An estimate, but where
+      `advice.checked` has planned it.
     meshes: larger meshes on which the run fits; empty if the run fits as it is,
-      or if none was found.
+      or if none was found. Estimates too.
+    flags: flags with which the run fits, as `advice.checked` has planned.
+    planned: number of runs that it planned.
   """
 
   fits: bool
   largest_batch: int
   meshes: list[str]
+  flags: list[str] = dataclasses.field(default_factory=list)
+  planned: int = 0
 
 
 def memory_per_core(memory: Memory, device: Device) -> dict[str, int]:
@@ -67,17 +72,24 @@ def advise(
     The advice.
   """
   mesh = configuration.mesh_shape
-  ways = _batch_ways(configuration, mesh)
-  free = _room(device, mesh.size) - memory.standing - memory.gradients
+  ways = batch_ways(configuration)
+  free = room(device, mesh.size) - memory.standing - memory.gradients
   fits = free >= memory.of_tokens
-  most = int(free * _at_once(configuration) // max(memory.of_tokens, 1))
+  most = int(free * at_once(configuration) // max(memory.of_tokens, 1))
   return Advice(
       fits=fits, largest_batch=max(most, 0) * ways,
       meshes=[] if fits else _meshes(memory, configuration, device, graph))
 
 
-def _batch_ways(configuration: Configuration, mesh: mtf.Shape) -> int:
-  """Returns the number of parts of the batch on a mesh, over all replicas."""
+def batch_ways(
+    configuration: Configuration, mesh: mtf.Shape | None = None) -> int:
+  """Returns the number of parts of the batch on a mesh, over all replicas.
+
+  Args:
+    configuration: resolved run.
+    mesh: mesh in place of the run's own, or None.
+  """
+  mesh = mesh or configuration.mesh_shape
   ways = 1
   for name in ("outer_batch", "batch"):
     _, size = mesh_axis(mtf.Dimension(name, configuration.batch_size),
@@ -86,13 +98,13 @@ def _batch_ways(configuration: Configuration, mesh: mtf.Shape) -> int:
   return ways
 
 
-def _at_once(configuration: Configuration) -> float:
+def at_once(configuration: Configuration) -> float:
   """Returns the sequences of a processor in one microbatch."""
-  ways = _batch_ways(configuration, configuration.mesh_shape)
+  ways = batch_ways(configuration)
   return configuration.batch_size / ways / configuration.num_microbatches
 
 
-def _room(device: Device, processors: int) -> float:
+def room(device: Device, processors: int) -> float:
   """Returns the bytes that the tensors of one processor may take."""
   free = (device.memory - device.process_bytes) / device.overhead
   return free / processors if device.shared else free
@@ -112,7 +124,7 @@ def _meshes(
           mtf.Dimension(axis.name, size) if dim == axis else dim
           for dim in mesh.dims or [axis]])
       needed = _needed(memory, configuration, longer, graph)
-      if needed is not None and needed <= _room(device, longer.size):
+      if needed is not None and needed <= room(device, longer.size):
         found.append(written(longer))
         break
       size *= 2
@@ -124,10 +136,10 @@ def _needed(
     graph: mtf.Graph,
 ) -> float | None:
   """Returns the bytes per processor on another mesh; None if it is illegal."""
-  ways = _batch_ways(configuration, mesh)
+  ways = batch_ways(configuration, mesh)
   if configuration.batch_size % ways:
     return None
-  before = _at_once(configuration)
+  before = at_once(configuration)
   # A microbatch has a size per processor, so that more processors need fewer
   # microbatches.
   after = min(before, configuration.batch_size / ways)

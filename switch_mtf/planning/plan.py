@@ -103,6 +103,7 @@ class Plan:
         "fits": self.advice.fits,
         "largest_batch_at_once": self.advice.largest_batch,
         "meshes_that_fit": self.advice.meshes,
+        "flags_that_fit": self.advice.flags,
     }
 
 

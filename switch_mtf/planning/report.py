@@ -123,26 +123,20 @@ def _verdict(plan: Plan) -> list[str]:
   """Returns whether the run fits, and else batches and meshes that do."""
   advice, config = plan.advice, plan.configuration
   parts = config.num_microbatches
-  batch = f"{advice.largest_batch:,} sequences at once"
   if advice.fits:
     at_once = config.batch_size // parts
     return [f"fits: {at_once:,} sequences at once"
             + (f", {parts} times per step" if parts > 1 else "")
-            + f"; at most {advice.largest_batch:,} would fit"]
-  lines = ["DOES NOT FIT. What would fit:"]
-  if advice.largest_batch:
-    lines.append(
-        f"  {batch}, instead of {config.batch_size // parts:,}: a smaller "
-        "utils.run.batch_size, or smaller microbatches, by "
-        "serialize_num_microbatches.tokens_per_microbatch_per_replica (tokens "
-        "of the inputs), and groups that divide them")
-  lines += [f"  --mesh_shape={mesh}" for mesh in advice.meshes]
-  if len(lines) == 1:
-    lines.append(
-        "  no similar batch or mesh: use a smaller model" + (
-            ", or split weights further, by utils.run.layout_rules"
-            if config.mesh_shape.size > 1 else ""))
-  return lines
+            + f"; about {advice.largest_batch:,} should fit, which is not "
+            "planned"]
+  if advice.flags:
+    return ["DOES NOT FIT. With these flags in addition it does, each line for "
+            "itself (planned):", *(f"  {flags}" for flags in advice.flags)]
+  return ["DOES NOT FIT.", f"  none of {advice.planned} similar runs fits, "
+          "with smaller microbatches, other layouts of gin/layouts or a larger "
+          "mesh: use a smaller model" + (
+              ", or split weights further, by utils.run.layout_rules"
+              if config.mesh_shape.size > 1 else "")]
 
 
 def _short(count: float) -> str:

@@ -112,8 +112,8 @@ RULES = {
         "a number, at least 0, a reference, or a list of these", _are_factors),
     "run.optimizer": OBJECT,
     "run.train_model_fn": OBJECT,
-    "run.train_dataset_fn": OBJECT,
-    "run.eval_dataset_fn": OBJECT,
+    "run.train_dataset_fn": or_none(OBJECT),
+    "run.eval_dataset_fn": or_none(OBJECT),
     "run.predict_fn": or_none(OBJECT),
     "run.autostack": FLAG,
     "run.skip_seen_data": FLAG,
@@ -121,7 +121,8 @@ RULES = {
     "run.init_checkpoint": or_none(TEXT),
     "run.dataset_split": TEXT,
     "run.mesh_devices": or_none(TEXTS),
-    "run.export_path": TEXT,
+    # Unused, it is "" in the operative_config.gin of every run.
+    "run.export_path": Rule("a text", lambda v: isinstance(v, str)),
     "mesh_train_dataset_fn.mixture_or_task_name": TEXT,
     "mesh_train_dataset_fn.seed": or_none(SEED),
     "mesh_eval_dataset_fn.mixture_or_task_name": TEXT,
@@ -249,7 +250,8 @@ def check_layout(bindings: Sequence[Binding], own_modules: bool) -> None:
 
   A rule for a dimension or an axis that is not there does nothing. Rules of
   upstream's and of this project's files may have some, because they are for
-  many models and meshes.
+  many models and meshes, and so may the operative_config.gin of a run, which
+  has upstream's defaults.
 
   Args:
     bindings: all bindings of a run, in order.
@@ -271,7 +273,8 @@ def check_layout(bindings: Sequence[Binding], own_modules: bool) -> None:
   rules, name = setting(bindings, "run.layout_rules", "")
   binding = next((b for b in reversed(bindings) if b.name == name), None)
   if (not isinstance(rules, str) or isinstance(rules, Macro | Reference)
-      or binding is None or binding.is_provided):
+      or binding is None or binding.is_provided
+      or binding.file.endswith("operative_config.gin")):
     return
   for rule in filter(None, re.split("[,;]", rules)):
     dim, colon, axis = (part.strip() for part in rule.partition(":"))

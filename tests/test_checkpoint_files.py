@@ -44,6 +44,19 @@ def test_a_list_that_is_none(text, tmp_path):
   assert checkpoint_files.last(str(tmp_path)) == f"{tmp_path}/model.ckpt-7"
 
 
+def test_a_copied_folder_has_its_own_checkpoints(tmp_path):
+  save(tmp_path / "a", 7, 8)
+  for folder in ("b", "c"):
+    save(tmp_path / folder, *((7, 9) if folder == "b" else ())).joinpath(
+        "checkpoint").write_text(
+            f'model_checkpoint_path: "{tmp_path}/a/model.ckpt-7"')
+  assert checkpoint_files.last(str(tmp_path / "b")) == (
+      f"{tmp_path}/b/model.ckpt-7")
+  # A user who has none there means the other.
+  assert checkpoint_files.last(str(tmp_path / "c")) == (
+      f"{tmp_path}/a/model.ckpt-7")
+
+
 def test_a_checkpoint_of_any_name_is_readable(tmp_path, monkeypatch):
   save(tmp_path, 7)
   for path in tmp_path.glob("model.ckpt-7.*"):

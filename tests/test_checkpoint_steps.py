@@ -239,6 +239,20 @@ def test_a_list_without_checkpoints_is_no_new_run(tmp_path):
     check_new_training(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["model.ckpt", "model.ckpt-20-copy"])
+def test_weights_without_a_step_are_named(name, tmp_path):
+  save(tmp_path, 20)
+  for path in tmp_path.glob("model.ckpt-20.*"):
+    path.rename(tmp_path / path.name.replace("model.ckpt-20", name))
+  with pytest.raises(ValueError, match=f"end with its step.*={name}. Rename"):
+    check_new_training(str(tmp_path))
+  save(tmp_path, listed=20)  # names a checkpoint, of whatever name
+  (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{name}"')
+  assert check_new_training(str(tmp_path)) is None
+  save(tmp_path, 40, listed=40)
+  assert check_new_training(str(tmp_path)) is None
+
+
 def test_phases_evaluate_what_training_reaches(tmp_path):
   def checked(asked, phases=("gin/runs/perplexity_eval.gin",)):
     return check_start([

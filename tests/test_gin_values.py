@@ -1,6 +1,9 @@
 """Illegal values are found before a run starts."""
 
+import inspect
+
 import pytest
+from mesh_tensorflow.transformer import utils
 
 from benchmarks.gin_files import experiments
 from switch_mtf import gin_checks, gin_files, gin_values
@@ -159,3 +162,18 @@ def test_provided_experiments_are_legal(path):
       for name in gin_files.unset(path)], folders)
   gin_values.check(bindings)
   assert gin_checks.check_phases([], folders) is None
+
+
+def test_what_a_run_records_is_legal(tmp_path):
+  # Its operative_config.gin has upstream's defaults, layout rules among them.
+  defaults = {
+      name: parameter.default for name, parameter in inspect.signature(
+          utils.run).parameters.items()
+      if isinstance(parameter.default, str | bool | int | float | None)}
+  assert len(defaults) > 20
+  path = tmp_path / "operative_config.gin"
+  path.write_text("".join(f"run.{name} = {value!r}\n"
+                          for name, value in defaults.items()
+                          # What every run sets.
+                          if name not in ("train_steps", "optimizer")))
+  gin_values.check(gin_files.read([str(path)], [], []))

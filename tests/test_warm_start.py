@@ -141,6 +141,7 @@ def test_steps_that_do_not_fit_are_refused(values, said, pretrained, tmp_path):
     {"train_steps": 50, "mapping": Reference("mine")},
     {"train_steps": 50, "mode": "eval"},
     {"train_steps": 500, "skip_seen_data": True, "seen_data_init_step": 400},
+    {"train_steps": 500, "skip_seen_data": True, "seen_data_init_step": 0},
     {"train_steps": 500, "skip_seen_data": False, "seen_data_init_step": 4},
     ], ids=str)
 def test_steps_that_fit_pass(values, pretrained, tmp_path):

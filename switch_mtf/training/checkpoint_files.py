@@ -32,6 +32,16 @@ def partial(model_dir: str) -> list[int]:
   return [step for step, lacks in _found(model_dir).items() if lacks]
 
 
+def without_step(model_dir: str) -> list[str]:
+  """Returns the names of checkpoints whose names are not model.ckpt-STEP."""
+  if not tf.io.gfile.isdir(model_dir):
+    return []
+  found = (re.fullmatch(r"(model\.ckpt.*)\.index", name)
+           for name in sorted(tf.io.gfile.listdir(model_dir)))
+  return [match[1] for match in found
+          if match and not re.fullmatch(r"model\.ckpt-\d+", match[1])]
+
+
 def path(model_dir: str, step: int) -> str:
   """Returns the path of a checkpoint, without '.index'."""
   return os.path.join(model_dir, f"model.ckpt-{step}")
@@ -51,12 +61,20 @@ def last(model_dir: str) -> str | None:
 
 
 def listed(model_dir: str) -> str | None:
-  """Returns the path that the file `checkpoint` names, there or not."""
+  """Returns the path that the file `checkpoint` names, there or not.
+
+  In a folder that was copied, the file may still name the checkpoint of the
+  folder that it was copied from. The folder's own is meant.
+  """
   try:
     state = tf.train.get_checkpoint_state(model_dir)
   except ValueError:  # the file names nothing
     return None
-  return state.model_checkpoint_path if state else None
+  if state is None:
+    return None
+  named = state.model_checkpoint_path
+  own = os.path.join(model_dir, os.path.basename(named))
+  return own if tf.io.gfile.exists(f"{own}.index") else named
 
 
 def require_last_whole(model_dir: str, who: str) -> None:

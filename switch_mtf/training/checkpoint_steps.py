@@ -170,9 +170,17 @@ def check_new_training(model_dir: str) -> str | None:
     the file says.
 
   Raises:
-    ValueError: if the last checkpoint is not whole.
+    ValueError: if the last checkpoint is not whole, or there is one without a
+      step in its name only.
   """
   checkpoint_files.require_last_whole(model_dir, "run_t5")
+  others = checkpoint_files.without_step(model_dir)
+  if others and checkpoint_files.last(model_dir) is None:
+    raise ValueError(
+        "run_t5: the name of a checkpoint must end with its step, as in "
+        f"model.ckpt-400, with model_dir={model_dir}, "
+        f"checkpoint={some(others)}. Rename its files to go on from it, or "
+        "choose another --model_dir to begin anew.")
   return _unlisted(model_dir, "training goes on from")
 
 

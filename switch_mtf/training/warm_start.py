@@ -88,7 +88,8 @@ def _check_steps(bindings: Sequence[Binding], path: str) -> None:
         "init_variable_filter = '^(?!global_step)'.")
   seen, name = setting(bindings, "run.seen_data_init_step")
   skips, _ = setting(bindings, "run.skip_seen_data")
-  if skips and isinstance(seen, int) and seen != begins:
+  # 0 is upstream's default, which the operative_config.gin of a run has, too.
+  if skips and seen and isinstance(seen, int) and seen != begins:
     raise ValueError(
         f"run_t5: {name} must be the step at which the run begins, or a "
         f"resumed run reads other data, with {name}={seen}, first step="

@@ -237,6 +237,21 @@ def test_the_output_is_not_the_input(clean_gin, tmp_path):
   check(f"{tmp_path}/lines")  # the result is called after another step
 
 
+@pytest.mark.parametrize("bindings, said", [
+    ({"repeats": 0}, "decode_from_file: repeats must be a whole number, at le"),
+    ({"repeats": "2"}, "decode_from_file: repeats must be .*, with repeats='2'"),
+    ({"output_filename": ""}, "infer: output_filename must be the name of a f"),
+    ({"output_filename": "x/"}, "infer: output_filename must be the name of "),
+    ({"output_filename": 3}, "infer: output_filename must be the name of a fi"),
+    ({"input_filename": ["a"]}, r"infer: input_filename must .*=\['a'\], wh")])
+def test_what_cannot_be_decoded(bindings, said, clean_gin, tmp_path):
+  (tmp_path / "in").write_text("A\n")
+  bindings = {"input_filename": f"{tmp_path}/in",
+              "output_filename": f"{tmp_path}/out"} | bindings
+  with pytest.raises(ValueError, match=f"^{said}"):
+    infer_and_score._check_output(str(tmp_path), **bindings)
+
+
 def test_results_stay_on_their_line(tmp_path):
   utils.write_lines_to_file(
       ["a\nb", "c\r\nd\re", b"f", "", 7, "g\u2028h"], f"{tmp_path}/out")

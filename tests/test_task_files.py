@@ -71,6 +71,7 @@ def inputs_of(pattern, *steps, header_lines=0, split="train"):
     ("parse", b"a\tb\tc\n", ["a"]),  # it selects two columns
     ("parse", b'"a\tb"\n', ['"a']),
     ("parse", "a\u2028b\tc\n".encode(), ["a\u2028b"]),
+    ("parse", b"\xef\xbb\xbfa\tb\nc\td\n", ["a", "c"]),
     ("preprocess", b"a\tb\n", ["say: a"]),
     ("third", b"a\tb\tc\n", ["a"]),
     ("commas", b'"a,b",c,d\n', ["a,b"]),
@@ -129,6 +130,18 @@ def test_what_is_not_utf8_is_refused(tmp_path):
     read(tmp_path / "x.tsv", b"a\tb\nna\xefve\tc\n")
 
 
+def test_utf16_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"line=1, byte=1 \(0xff\).*-f utf-16 "):
+    read(tmp_path / "x.tsv", "a\tb\n".encode("utf-16"))
+
+
+def test_a_pattern_without_files_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=(
+      f"^task my_lines: a split must have files, with split=train, "
+      rf"pattern={tmp_path}/\*.tsv. Correct the task's split_to_filepattern.")):
+    inputs_of(f"{tmp_path}/*.tsv", PARSERS["parse"])
+
+
 def test_a_parser_of_ones_own_may_convert(tmp_path, capsys):
   @seqio.map_over_dataset
   def convert(line):
@@ -177,7 +190,7 @@ def test_an_unknown_line_without_fields(monkeypatch):
                        "no example.")
 
 
-def test_t5s_own_function_for_a_file(tmp_path, clean_gin):
+def test_t5s_own_function_for_a_file(tmp_path, clean_gin, capsys):
   path = tmp_path / "x.tsv"
 
   def read(content):
@@ -188,6 +201,10 @@ def test_t5s_own_function_for_a_file(tmp_path, clean_gin):
         vocabulary=vocabularies.SMALL_1K)
 
   read(b"a\tb\n")
+  assert not capsys.readouterr().err
+  read(b"a\t" + b"the people " * 9 + b"\n\tb\n")
+  assert capsys.readouterr().err.startswith(
+      "tsv_dataset_fn: 1 of 2 targets cut at 8 tokens: set utils.run.sequence_")
   with pytest.raises(ValueError, match="^tsv_dataset_fn: each line must have 2 "
                      rf"fields, separated by a tab, with file={path}, line=2 "):
     read(b"a\tb\nc\n")

@@ -38,7 +38,8 @@ def test_lines(content, lines, tmp_path):
     (b"", "at least one line, with input_filename=.*, bytes=0. "),
     (b"\xef\xbb\xbf", "at least one line, with input_filename=.*, bytes=3. "),
     (b"A\rB\rC", "end with a line feed, .* carriage returns=2, line feeds=0. "),
-    (b"A\nna\xefve\n", r"UTF-8 text, .* line=2, byte=3 \(0xef\). .*latin1"),
+    (b"A\nna\xefve\n", r"UTF-8 text, .* line=2, byte=3 \(0xef\). .*latin1.*"
+     "and set input_filename = 'new.txt'."),
     (b"\xe9", r"line=1, byte=1 \(0xe9\)"),
     (b"A\n" * 700 + b"\xe2\x80", r"line=701, byte=1 \(0xe2\)"),
     ("A\nB\n".encode("utf-16"), r"line=1, byte=1 .*iconv -f utf-16 -t utf-8"),

@@ -227,14 +227,20 @@ def check_before_decoding() -> None:
 
 def _check_output(
     model_dir: str, input_filename: Any = None, output_filename: Any = None,
-    **unused_bindings: Any
+    repeats: Any = 1, **unused_bindings: Any
 ) -> None:
   """Raises ValueError unless `decode_from_file` can write its results."""
   from mesh_tensorflow.transformer import utils
-  if not isinstance(input_filename, str) or not isinstance(
-      output_filename, str):
-    return
+  if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+    raise ValueError(
+        "decode_from_file: repeats must be a whole number, at least 1, with "
+        f"repeats={repeats!r}. Set decode_from_file.repeats to the number of "
+        "results for each line.")
+  if gin.REQUIRED in (input_filename, output_filename) or None in (
+      input_filename, output_filename):
+    return  # gin names what is missing
   lines = utils.get_inputs_from_file(input_filename)
+  _check_name("infer", "output_filename", output_filename)
   # The step of the checkpoint is appended to the name.
   step = re.fullmatch(re.escape(os.path.realpath(output_filename)) + r"-(\d+)",
                       os.path.realpath(input_filename))
@@ -243,6 +249,14 @@ def _check_output(
   text_files.check_outputs(
       "infer", "output_filename",
       [f"{output_filename}-{step[1] if used else 0}"], [lines])
+
+
+def _check_name(who: str, option: str, name: Any) -> None:
+  """Raises ValueError unless results can be called by a name."""
+  if not isinstance(name, str) or not os.path.basename(name):
+    raise ValueError(
+        f"{who}: {option} must be the name of a file, with {option}={name!r}. "
+        f"Set {option} to a name; what it is for is appended.")
 
 
 def arguments(function: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -350,5 +364,6 @@ def _score_files(postprocess: Any) -> list[str]:
   name = bound.get("scores_filename")
   if name is None:
     return []
+  _check_name("score", "scores_filename", name)
   suffixes = SCORED if bound.get("save_example_text", True) else SCORED[:1]
   return [name + suffix for suffix in suffixes]

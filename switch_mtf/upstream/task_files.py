@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import gin
+import tensorflow.compat.v1 as tf
 
 from switch_mtf.upstream import text_files
 
@@ -112,7 +113,12 @@ def _reading(task: Any, split: str, use_cached: bool) -> _Reading | None:
   if use_cached or not isinstance(task.source, seqio.TextLineDataSource):
     return None
   files = task.source.list_shards(split)
-  if not files or any("://" in path for path in files):
+  if not files:
+    raise ValueError(
+        f"task {task.name}: a split must have files, with split={split}, "
+        f"pattern={task.source._split_to_filepattern[split]}. Correct the "
+        "task's split_to_filepattern.")
+  if any("://" in path for path in files):
     return None
   for path in files:
     reason = text_files.why_unreadable(path)
@@ -153,9 +159,17 @@ def _with_check(parser: Callable, fields: Callable) -> Callable:
       reading.checked = True
       check_lines(reading.who, reading.files, fields(**call.arguments),
                   reading.header_lines)
+      if any(_first(path, 3) == text_files.BYTE_ORDER_MARK
+             for path in reading.files):
+        dataset = dataset.map(_without_mark)
     return parser(dataset, *args, **kwargs)
 
   return parse
+
+
+def _without_mark(line: tf.Tensor) -> tf.Tensor:
+  """Returns a line without the byte order mark of its file."""
+  return tf.strings.regex_replace(line, "^\\x{FEFF}", "")
 
 
 def _fields_of_parse_tsv(field_names, field_delim, field_columns, **unused_args
@@ -187,10 +201,7 @@ def check_lines(
   for path in files:
     place, wrong, shown = _scan(path, _state(path), fields, header_lines)
     if place:
-      raise ValueError(
-          f"{who}: the file must be UTF-8 text, with file={path}, {place}. If "
-          "it is text in another encoding, convert it, for example with: "
-          f"iconv -f latin1 -t utf-8 {path} > new.tsv.")
+      raise text_files.no_text(who, "file", path, place, _first(path, 2))
     if wrong:
       more = f" and {wrong - len(shown)} more" if wrong > len(shown) else ""
       raise ValueError(
@@ -224,6 +235,12 @@ def where_fields_lack(number: int, found: int | None) -> str:
         places.append(f"{who}, file={path}, {', '.join(shown)}")
         break
   return "; ".join(places)
+
+
+def _first(path: str, number: int) -> bytes:
+  """Returns the first bytes of a file."""
+  with open(path, "rb") as f:
+    return f.read(number)
 
 
 def _state(path: str) -> tuple[int, int]:
@@ -299,12 +316,7 @@ def check_tsv_dataset() -> None:
 
   @functools.wraps(upstream)
   def packed_parallel_tsv_dataset(*args, **kwargs):
-    try:
-      files = gin.get_bindings("tsv_dataset_fn").get("filename", [])
-    except ValueError:  # t5.models is not imported
-      files = []
-    files = [files] if isinstance(files, str) else files
-    for path in (path for path in files if "://" not in path):
+    for path in files_of_tsv_dataset():
       reason = text_files.why_unreadable(path)
       if reason:
         raise ValueError(
@@ -314,3 +326,13 @@ def check_tsv_dataset() -> None:
     return upstream(*args, **kwargs)
 
   dataset.packed_parallel_tsv_dataset = packed_parallel_tsv_dataset
+
+
+def files_of_tsv_dataset() -> list[str]:
+  """Returns the local files that gin names to `tsv_dataset_fn`."""
+  try:
+    files = gin.get_bindings("tsv_dataset_fn").get("filename", [])
+  except ValueError:  # t5.models is not imported
+    return []
+  files = [files] if isinstance(files, str) else files
+  return [path for path in files if "://" not in path]

@@ -76,7 +76,7 @@ def read_lines(who: str, option: str, path: str, feature: str) -> Lines:
 
 def read_bytes(who: str, option: str, path: str) -> bytes:
   """Returns the content of a file; raises ValueError if it cannot be read."""
-  reason = why_unreadable(path)
+  reason = why_unreadable(path) if isinstance(path, str) else "is no path"
   if reason is None:
     try:
       with tf.io.gfile.GFile(path, "rb") as f:
@@ -124,13 +124,28 @@ def decoded(who: str, option: str, path: str, raw: bytes) -> str:
   try:
     return raw.removeprefix(BYTE_ORDER_MARK).decode("utf-8")
   except UnicodeDecodeError:
-    place = not_utf8(raw)
-    encoding = "utf-16" if raw[:2] in _UTF_16 else "latin1"
-    raise ValueError(
-        f"{who}: the file must be UTF-8 text, with {option}={path}, {place}. "
-        "If it is text in another encoding, convert it, for example with: "
-        f"iconv -f {encoding} -t utf-8 {path} > new.txt, and set {option} = "
-        "'new.txt'.") from None
+    raise no_text(who, option, path, not_utf8(raw), raw[:2]) from None
+
+
+def no_text(
+    who: str, option: str, path: str, place: str, first: bytes
+) -> ValueError:
+  """Returns the error for a file that is not UTF-8.
+
+  Args:
+    who: the command, or the task.
+    option: name of the binding that names the file; "file" if none does.
+    path: path of the file.
+    place: what `not_utf8` returned.
+    first: the first two bytes of the file.
+  """
+  encoding = "utf-16" if first in _UTF_16 else "latin1"
+  name = ("name new.txt instead" if option == "file"
+          else f"set {option} = 'new.txt'")
+  return ValueError(
+      f"{who}: the file must be UTF-8 text, with {option}={path}, {place}. If "
+      "it is text in another encoding, convert it, for example with: iconv -f "
+      f"{encoding} -t utf-8 {path} > new.txt, and {name}.")
 
 
 def not_utf8(raw: bytes) -> str:

@@ -239,7 +239,7 @@ def test_the_output_is_not_the_input(clean_gin, tmp_path):
 
 @pytest.mark.parametrize("bindings, said", [
     ({"repeats": 0}, "decode_from_file: repeats must be a whole number, at le"),
-    ({"repeats": "2"}, "decode_from_file: repeats must be .*, with repeats='2'"),
+    ({"repeats": "2"}, "decode_from_file: repeats must .*, with repeats='2'"),
     ({"output_filename": ""}, "infer: output_filename must be the name of a f"),
     ({"output_filename": "x/"}, "infer: output_filename must be the name of "),
     ({"output_filename": 3}, "infer: output_filename must be the name of a fi"),

@@ -8,6 +8,7 @@ left to the function that takes it.
 from switch_mtf import upstream  # noqa: F401  isort:skip
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ RULES = {
     "run.perplexity_eval_steps": WHOLE,
     "run.learning_rate_schedule": Rule(
         "a number, at least 0, a reference, or a list of these", _are_factors),
-    "run.optimizer": OBJECT,
+    "run.optimizer": or_none(OBJECT),
     "run.train_model_fn": OBJECT,
     "run.train_dataset_fn": or_none(OBJECT),
     "run.eval_dataset_fn": or_none(OBJECT),

@@ -111,7 +111,7 @@ RULES = {
     "run.perplexity_eval_steps": WHOLE,
     "run.learning_rate_schedule": Rule(
         "a number, at least 0, a reference, or a list of these", _are_factors),
-    "run.optimizer": or_none(OBJECT),
+    "run.optimizer": OBJECT,
     "run.train_model_fn": OBJECT,
     "run.train_dataset_fn": or_none(OBJECT),
     "run.eval_dataset_fn": or_none(OBJECT),

@@ -8,7 +8,6 @@ left to the function that takes it.
 from switch_mtf import upstream  # noqa: F401  isort:skip
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple

@@ -123,9 +123,8 @@ def _prepare(argv: list[str]) -> None:
 def _check_checkpoints(bindings: list[gin_files.Binding]) -> None:
   """Checks that the checkpoints with which the run begins are there."""
   if FLAGS.use_model_api:
-    asked = {"latest": -1, "all": "all"}.get(
-        FLAGS.checkpoint_mode,
-        checkpoint_steps.whole_numbers(FLAGS.checkpoint_steps))
+    asked = checkpoint_steps.of_flags(
+        FLAGS.checkpoint_mode, FLAGS.checkpoint_steps)
     line = checkpoint_steps.check_model_api(
         FLAGS.mode, FLAGS.model_dir, asked, FLAGS.pretrained_model_dir)
   else:

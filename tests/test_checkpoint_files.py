@@ -3,10 +3,14 @@
 import os
 
 import pytest
+import tensorflow.compat.v1 as tf
 from helpers.checkpoints import save
 
 from switch_mtf.training import checkpoint_files
-from switch_mtf.training.checkpoint_files import require_readable
+from switch_mtf.training.checkpoint_files import (
+  require_plain_name,
+  require_readable,
+)
 
 
 def test_only_whole_checkpoints_count(tmp_path):
@@ -81,6 +85,24 @@ def test_what_is_not_whole_is_refused(part, content, said, tmp_path):
     require_readable(f"{tmp_path}/model.ckpt-7", "run_t5", "init_checkpoint")
 
 
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?", "a\\b"])
+def test_a_name_that_is_a_pattern_is_refused(name, tmp_path):
+  # TensorFlow finds no checkpoint in run[1], so that a second start would be a
+  # new run, and in run* those of run1, too.
+  path = f"{save(tmp_path / name, 7, listed=7)}/model.ckpt-7"
+  if name == "run[1]":
+    assert tf.train.latest_checkpoint(str(tmp_path / name)) is None
+  for refuse in (require_plain_name, require_readable):
+    with pytest.raises(ValueError, match="TensorFlow reads as a pattern, with"):
+      refuse(*((path, "--model_dir") if refuse is require_plain_name else
+               (path, "run_t5", "init_checkpoint")))
+
+
+def test_a_plain_name_passes():
+  for name in ("run (1), {a} new/", "gs://bucket/run[1]", "é-ü~!#'"):
+    require_plain_name(name, "--model_dir")
+
+
 def test_a_folder_without_checkpoints_names_the_nearest(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   save("runs/switch", 400)
@@ -106,6 +128,9 @@ def test_what_is_around_a_path(tmp_path, monkeypatch):
   save("runs/switch", 0, 400)
   around = checkpoint_files.around
   assert around("runs/switch/model.ckpt-300") == "steps in runs/switch=0, 400"
-  assert around("runs/swich").startswith("folder=runs, in it (1): switch; ")
+  assert around("runs/swich") == (
+      "folder=runs, in it (1): switch; with checkpoints, nearest: runs/switch")
+  os.mkdir("runs/empty")
+  assert around("runs/empty/model.ckpt-400").endswith("nearest: runs/switch")
   assert around("runs/swich/model.ckpt-400").startswith(
       "which does not exist; with checkpoints, nearest: runs/switch")

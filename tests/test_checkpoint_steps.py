@@ -39,6 +39,7 @@ def test_what_is_not_there_is_refused(asked, tmp_path):
     require(str(tmp_path), asked, "infer_checkpoint_step")
   assert f"infer_checkpoint_step={asked!r}" in str(error.value)
   assert "steps there=20, 100" in str(error.value)
+  assert ("without quotation marks" in str(error.value)) == (asked == "20")
 
 
 def test_a_folder_without_checkpoints_names_the_nearest(tmp_path, monkeypatch):
@@ -170,7 +171,7 @@ def test_the_model_api_is_checked(mode, asked, tmp_path):
 
 @pytest.mark.parametrize("mode, asked", [
     ("eval", "all"), ("predict", [20, 40]), ("score", -1), ("score", [20]),
-    ("export_predict", -1), ("train", -1), (None, -1)], ids=str)
+    ("export_predict", -1), ("train", -1)], ids=str)
 def test_the_model_api_may_ask_for_what_is_there(mode, asked, tmp_path):
   save(tmp_path, 20, 40, listed=40)
   assert check_model_api(mode, str(tmp_path), asked, "") is None
@@ -186,10 +187,25 @@ def test_fine_tuning_needs_a_folder_with_checkpoints(tmp_path):
     check_model_api("finetune", new, -1, str(tmp_path / "b"))
 
 
-def test_steps_of_the_command_line_are_numbers():
-  assert checkpoint_steps.whole_numbers(["0", "400"]) == [0, 400]
-  with pytest.raises(ValueError, match="with checkpoint_steps=0,x"):
-    checkpoint_steps.whole_numbers(["0", "x"])
+def test_the_model_api_needs_a_mode(tmp_path):
+  with pytest.raises(ValueError, match="--mode must be given"):
+    check_model_api(None, str(tmp_path), -1, "")
+
+
+@pytest.mark.parametrize("flags, asked", [
+    (("latest", []), -1), (("all", []), "all"),
+    (("specific", ["0", "400"]), [0, 400]), (("specific", []), [])], ids=str)
+def test_what_flags_ask_for(flags, asked):
+  assert checkpoint_steps.of_flags(*flags) == asked
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("specific", ["0", "x"]), "whole numbers, with checkpoint_steps=0,x"),
+    (("latest", ["400"]), "checkpoint_steps=400, checkpoint_mode=latest")],
+    ids=str)
+def test_flags_that_ask_for_nothing_are_refused(flags, said):
+  with pytest.raises(ValueError, match=said):
+    checkpoint_steps.of_flags(*flags)
 
 
 # Training.

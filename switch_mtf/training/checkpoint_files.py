@@ -104,6 +104,22 @@ def require_last_whole(model_dir: str, who: str) -> None:
         f"checkpoint again, or remove {otherwise}.")
 
 
+def require_plain_name(path: str, option: str, who: str = "run_t5") -> None:
+  """Raises ValueError for a path in which TensorFlow would find nothing.
+
+  Args:
+    path: a model_dir, or the path of a checkpoint.
+    option: what names it.
+    who: who asks, for the error.
+  """
+  if "://" not in path and (found := re.search(r"[*?[\\]", path)):
+    raise ValueError(
+        f"{who}: {option} must have no character that TensorFlow reads as a "
+        f"pattern, with {option.removeprefix('--')}={path}, "
+        f"character={found[0]}: a run might not find its checkpoints, or take "
+        f"others for them. Set {option} to another folder, or rename it.")
+
+
 def require_readable(path: str, who: str, option: str) -> None:
   """Raises ValueError unless all parts of a checkpoint are there and whole.
 
@@ -112,11 +128,9 @@ def require_readable(path: str, who: str, option: str) -> None:
     who: who asks, for the error.
     option: what names the checkpoint.
   """
-  wrong = _lacks(path)
-  if wrong:
-    wrong = f"missing={wrong}"
-  else:
-    wrong = _unreadable(path)
+  require_plain_name(path, option, who)
+  lacks = _lacks(path)
+  wrong = f"missing={lacks}" if lacks else _unreadable(path)
   if wrong:
     raise ValueError(
         f"{who}: a checkpoint must be whole, with {option}={path}, {wrong}. "
@@ -141,7 +155,8 @@ def around(path: str) -> str:
     return f"steps in {folder}={_steps(there)}"
   if folder == path or not tf.io.gfile.isdir(folder):
     return described(path)
-  return f"folder={folder}, {described(folder)}"
+  meant = folder if os.path.basename(path).startswith("model.ckpt") else path
+  return f"folder={folder}, {_content(folder)}{nearest(meant)}"
 
 
 def nearest(model_dir: str) -> str:

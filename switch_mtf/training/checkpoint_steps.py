@@ -4,6 +4,7 @@ Upstream takes the nearest step for one that is not there, random weights where
 there is no checkpoint, and starts anew where the file `checkpoint` is missing.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,11 +53,13 @@ def require(
       isinstance(step, int) and not isinstance(step, bool)
       and (step in there or step == -1))]
   if missing or not wanted:
+    quoted = (" without quotation marks" if any(
+        isinstance(step, str) and step.isdigit() for step in missing) else "")
     raise ValueError(
         f"{who}: every step asked for must be that of a checkpoint, with "
         f"{binding}={asked!r}, model_dir={model_dir}, steps there="
-        f"{some(map(str, there), MAX_STEPS)}. Set {binding} to one of these, "
-        "or to -1 for the last.")
+        f"{some(map(str, there), MAX_STEPS)}. Set {binding} to one of these"
+        f"{quoted}, or to -1 for the last.")
   return list(dict.fromkeys(
       checkpoint_files.last(model_dir) if step == -1
       else checkpoint_files.path(model_dir, step) for step in wanted))
@@ -95,6 +98,7 @@ def check_start(bindings: Sequence[Binding], model_dir: str) -> str | None:
   mode, _ = setting(bindings, "run.mode", "train")
   if "://" in model_dir:  # checked when the checkpoints are looked for
     return None
+  checkpoint_files.require_plain_name(model_dir, "--model_dir")
   if mode == "train":
     _check_phases(bindings)
     return check_new_training(model_dir)
@@ -127,12 +131,17 @@ def check_model_api(
   Raises:
     ValueError: if a checkpoint is not there; see `require`.
   """
+  if mode is None:
+    raise ValueError(
+        "run_t5: --mode must be given with --use_model_api, with mode=None. "
+        "Add --mode=eval or another.")
   name = "--checkpoint_steps"
   if mode == "finetune" and "://" not in pretrained:
     require_one(asked, name, mode)
     require(pretrained, asked, name, option="--pretrained_model_dir")
-  if mode is None or "://" in model_dir:
+  if "://" in model_dir:
     return None
+  checkpoint_files.require_plain_name(model_dir, "--model_dir")
   if mode in ("train", "finetune"):
     return check_new_training(model_dir)
   if mode != "eval" and mode != "predict":
@@ -140,19 +149,31 @@ def check_model_api(
   return _check_steps(model_dir, asked, name)
 
 
-def whole_numbers(steps: Sequence[str]) -> list[int]:
-  """Returns the steps of --checkpoint_steps as numbers.
+def of_flags(checkpoint_mode: str, steps: Sequence[str]) -> Any:
+  """Returns what --checkpoint_mode and --checkpoint_steps ask for.
+
+  Args:
+    checkpoint_mode: "latest", "all" or "specific".
+    steps: value of --checkpoint_steps.
+
+  Returns:
+    -1, "all" or a list of steps, as for `require`.
 
   Raises:
-    ValueError: if one is no number.
+    ValueError: if a step is no number, or steps would be passed over.
   """
-  try:
-    return [int(step) for step in steps]
-  except ValueError:
+  if checkpoint_mode != "specific" and steps:
+    raise ValueError(
+        "run_t5: --checkpoint_steps must go with --checkpoint_mode=specific, "
+        f"with checkpoint_steps={','.join(steps)}, checkpoint_mode="
+        f"{checkpoint_mode}. Add --checkpoint_mode=specific, or leave the "
+        "steps out.")
+  if not all(re.fullmatch(r"-?\d+", step) for step in steps):
     raise ValueError(
         "run_t5: --checkpoint_steps must be whole numbers, with "
-        f"checkpoint_steps={','.join(steps)}. Write --checkpoint_steps=0,400."
-    ) from None
+        f"checkpoint_steps={','.join(steps)}. Write --checkpoint_steps=0,400.")
+  return {"latest": -1, "all": "all"}.get(
+      checkpoint_mode, [int(step) for step in steps])
 
 
 def check_new_training(model_dir: str) -> str | None:

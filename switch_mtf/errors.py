@@ -169,7 +169,12 @@ def user_message(error: Exception) -> str | None:
 
 
 def explain_error_of_a_step(error: Exception) -> ValueError | None:
-  """Returns the error of Python code that ran inside a graph, or None."""
+  """Returns the error of Python code or a check inside a graph, or None."""
+  failed = re.search(r"assertion failed: ((?:\[[^\]]*\] ?)+)", str(error))
+  if failed:
+    said = " ".join(re.findall(r"\[([^\]]*)\]", failed[1]))
+    if " must " in said:
+      return ValueError(said.replace(" .", "."))
   raised = re.search(r"ValueError: (\w+: .*?)\s*\nTraceback ", str(error),
                      re.DOTALL)
   return raised and ValueError(raised[1])

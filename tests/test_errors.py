@@ -96,3 +96,11 @@ def test_two_dimensions_on_one_mesh_axis():
 ])
 def test_legal_divisors(size, near, count, divisors):
   assert legal_divisors(size, near, count) == divisors
+
+
+def test_a_check_inside_a_graph_is_read():
+  error = Exception(
+      "assertion failed: [data: ids must be small, with id=] [7] [. Set it.]\n"
+      "\t [[{{node Assert/Assert}}]]\n")
+  assert errors.user_message(error) == (
+      "data: ids must be small, with id= 7. Set it.")

@@ -32,7 +32,15 @@ def test_phases_follow_in_order(monkeypatch):
   assert kwargs == {"seed": 3}
 
 
+def test_data_that_ends_is_an_error(monkeypatch):
+  with pytest.raises(ValueError, match=(
+      "utils.run: the training data must have examples for every step, with "
+      "step=1, train_steps=100")):
+    train_then(monkeypatch, 1, phases=["a.gin"])
+
+
 def test_no_phase_follows_a_run_that_was_stopped(monkeypatch, capsys):
+  monkeypatch.setattr(phases.StopHook, "stopped", True)
   with pytest.raises(SystemExit) as stopped:
     train_then(monkeypatch, 60, phases=["a.gin"])
   assert stopped.value.code == INTERRUPTED

@@ -93,7 +93,8 @@ def test_run_is_described(monkeypatch, extensions):
       mode="eval", use_tpu=False, model_dir="/models/a",
       tokens_per_step=4 * (16 + 8), mesh_shape=ARGUMENTS["mesh_shape"],
       layout_rules="batch:b", keep_checkpoint_max=3, init_checkpoint="/b/c",
-      init_variable_filter="^x")
+      init_variable_filter="^x", features={"inputs": 0, "targets": 0},
+      vocabulary=ARGUMENTS.get("vocabulary"))
 
 
 def test_bindings_of_gin_are_described(monkeypatch, extensions):

@@ -8,6 +8,7 @@
                       real target; metrics.jsonl, TensorBoard; a clean stop; a
                       check that the disk has room for the checkpoints; a
                       report of the weights taken over from another run
+  train, eval         a check that each id is in the vocabulary
   eval                the layers' metrics, averaged over the targets; speed
   all                 a check that the checkpoint in model_dir is of this model
 """
@@ -25,6 +26,7 @@ from switch_mtf.mesh import on_tpu
 from switch_mtf.training import (
   checkpoint_files,
   checkpoint_steps,
+  data_checks,
   guards,
   hooks,
   warm_start,
@@ -185,7 +187,7 @@ def _extend_train(run: seams.ModelRun, spec):
           model_dir=run.model_dir, loss=loss, step_sums=step_sums(),
           layer_metrics=layer_metrics(), tokens_per_step=run.tokens_per_step,
           **progress()),
-      hooks.StopHook()]
+      hooks.StopHook(), *data_checks.hooks(run)]
   return spec._replace(
       loss=loss,
       training_chief_hooks=[*spec.training_chief_hooks, *new_hooks])
@@ -210,6 +212,6 @@ def _extend_eval(run: seams.ModelRun, spec):
            "eval_metrics": (with_layers, [*tensors, *layers.values()])}
   if run.model_dir:
     found["evaluation_hooks"] = [
-        *(spec.evaluation_hooks or ()),
+        *(spec.evaluation_hooks or ()), *data_checks.hooks(run),
         hooks.EvaluationSpeedHook(run.model_dir, run.tokens_per_step)]
   return type(spec)(**found)

@@ -20,7 +20,7 @@ import tensorflow.compat.v1 as tf
 from absl import flags
 
 from switch_mtf.training import best_checkpoint, metrics
-from switch_mtf.training.hooks import INTERRUPTED, duration
+from switch_mtf.training.hooks import INTERRUPTED, StopHook, duration
 
 
 @gin.configurable
@@ -52,11 +52,18 @@ def train_then(
 
   Raises:
     SystemExit: with code 130 if training was stopped before the last step.
+    ValueError: if the data ended before the last step.
   """
   mtf_utils.train_model(
       estimator, vocabulary, sequence_length, batch_size, train_dataset_fn,
       train_steps, ensemble_inputs, **kwargs)
   step = int(estimator.get_variable_value("global_step"))
+  if step < train_steps and not StopHook.stopped:
+    raise ValueError(
+        "utils.run: the training data must have examples for every step, with "
+        f"step={step}, train_steps={train_steps}. Give the task of "
+        "MIXTURE_NAME examples in its split, or correct the preprocessors that "
+        "leave them out.")
   if step < train_steps:
     print(f"Stopped at step {step:,} of {train_steps:,}.", file=sys.stderr)
     sys.exit(INTERRUPTED)

@@ -14,6 +14,7 @@ No other package of this project changes an upstream module.
   score_and_export    scores of ids, exports of whole sequences
   task_files          a task's files of lines, and the fields of each line
   cut_texts           how many texts of a task are cut
+  task_examples       checks of the examples that a task begins with
   checkpoint_seams    which checkpoints a run finds, and what it says of them
   text_files          a user's files of lines, and the errors for wrong ones
   late_imports        modules that are imported when they are first used

@@ -9,12 +9,12 @@ import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.upstream import task_files, text_files
+from switch_mtf.upstream import task_examples, task_files, text_files
 
 # Examples that are counted: enough to see what is cut, few enough to start.
 MOST_TRAINING = 1_000
@@ -59,34 +59,40 @@ def _announce(
 ) -> None:
   """Says once how many texts of a task are cut, or refuses to cut targets.
 
+  Checks the examples that it reads for this; the first one where no text can be
+  cut, unless the data is prepared, so that reading it would only take time.
+
   Args:
     task: the task.
     read: its `get_dataset`, without the checks of this file.
     call: arguments of the call.
     examples: what the call returned.
   """
+  import tensorflow_datasets as tfds
   lengths, split = call["sequence_length"], call["split"]
   names = [name for name in task.output_features if lengths and
            _is_tokenized(name, lengths, examples.element_spec)]
   key = (task.name, split, bool(_whole), str(lengths))
-  if not names or not call["trim_output_features"] or key in _said:
+  if not call["trim_output_features"]:
+    names = []
+  if key in _said or not names and not task_examples.is_of_files(task):
     return
-  _said.add(key)
-  most = (None if _whole else MOST_TRAINING if split == "train"
-          else MOST_OTHERS)
+  most = (1 if not names else None if _whole
+          else MOST_TRAINING if split == "train" else MOST_OTHERS)
   with tf.Graph().as_default():
+    first = read(lengths, split, call["use_cached"], shuffle=False, seed=0,
+                 num_epochs=1).take(-1 if most is None else most)
     total, cut = count_cut(
-        read(lengths, split, call["use_cached"], shuffle=False, seed=0,
-             num_epochs=1), lengths,
-        {name: task.output_features[name] for name in names}, most)
+        task_examples.sound(tfds.as_numpy(first), task, split), lengths,
+        {name: task.output_features[name] for name in names})
   if _whole and cut.get("targets"):
-    _said.remove(key)
     raise ValueError(
         "score: every target must fit into the length, or another text would be"
         f" scored, with task={task.name}, split={split}, targets too long="
         f"{len(cut['targets'])} of {total}, tokens={max(cut['targets'])} at "
         f"most, length={lengths['targets']}. Set "
         f"{text_files.longer(lengths, {'targets': max(cut['targets'])})}.")
+  _said.add(key)
   notice = cut_notice(total, cut, lengths, most)
   if notice:
     print(f"task {task.name}, {split}: {notice}.", file=sys.stderr, flush=True)
@@ -102,8 +108,8 @@ def _is_tokenized(name: str, lengths: Mapping[str, Any], spec: Any) -> bool:
 
 
 def count_cut(
-    examples: tf.data.Dataset, lengths: Mapping[str, int],
-    features: Mapping[str, Any], most: int | None
+    examples: Iterable[Mapping[str, Any]], lengths: Mapping[str, int],
+    features: Mapping[str, Any]
 ) -> tuple[int, dict[str, list[int]]]:
   """Returns how many examples there are, and the lengths of what is cut.
 
@@ -113,11 +119,9 @@ def count_cut(
     examples: tokenized and trimmed examples, with their texts.
     lengths: length of each feature.
     features: seqio.Feature of each feature that is looked at.
-    most: the number of examples that are looked at; None for all.
   """
-  import tensorflow_datasets as tfds
   total, cut = 0, {}
-  for example in tfds.as_numpy(examples.take(-1 if most is None else most)):
+  for example in examples:
     total += 1
     for name, feature in features.items():
       if len(example[name]) >= lengths[name]:

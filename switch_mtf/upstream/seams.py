@@ -35,6 +35,9 @@ class ModelRun:
       starts from, or None.
     init_variable_filter: regular expression that selects the variables of
       `init_checkpoint` to take over.
+    features: the model's inputs, by name.
+    vocabulary: vocabulary of the ids, or a tuple of those of inputs and of
+      targets.
   """
 
   mode: str
@@ -46,6 +49,8 @@ class ModelRun:
   keep_checkpoint_max: int | None
   init_checkpoint: str | None = None
   init_variable_filter: str | None = None
+  features: dict[str, tf.Tensor] | None = None
+  vocabulary: Any = None
 
 
 class ModelFnExtension:
@@ -140,7 +145,9 @@ def _model_run(mode: str, features: dict, call: dict) -> ModelRun:
       layout_rules=call["layout_rules"],
       keep_checkpoint_max=call.get("keep_checkpoint_max"),
       init_checkpoint=call.get("init_checkpoint"),
-      init_variable_filter=call.get("init_variable_filter"))
+      init_variable_filter=call.get("init_variable_filter"),
+      features=features,
+      vocabulary=call.get("vocabulary"))
 
 
 @contextlib.contextmanager

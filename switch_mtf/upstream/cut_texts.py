@@ -81,7 +81,8 @@ def _announce(
           else MOST_TRAINING if split == "train" else MOST_OTHERS)
   with tf.Graph().as_default():
     first = read(lengths, split, call["use_cached"], shuffle=False, seed=0,
-                 num_epochs=1).take(-1 if most is None else most)
+                 num_epochs=1, try_in_mem_cache=False).take(
+                     -1 if most is None else most)
     total, cut = count_cut(
         task_examples.sound(tfds.as_numpy(first), task, split), lengths,
         {name: task.output_features[name] for name in names})

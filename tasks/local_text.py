@@ -24,20 +24,20 @@ class LocalText(NamedTuple):
   """The paths of the text and of the vocabulary that a run binds in gin."""
 
   path: str | None
-  vocabulary: str
+  vocabulary: str | None
 
 
 @gin.configurable(module="tasks")
 def local_text(
     path: str | None = None,
-    vocabulary: str = vocabularies.T5_MODEL,
+    vocabulary: str | None = None,
 ) -> LocalText:
   """Returns the paths of the text file and of its vocabulary.
 
   Args:
     path: path of a UTF-8 text file.
     vocabulary: path of a sentencepiece model with ids 0 for padding, 1 for end
-      of sequence and 2 for unknown.
+      of sequence and 2 for unknown; None for that of `t5_vocabulary`.
   """
   return LocalText(path, vocabulary)
 
@@ -45,6 +45,8 @@ def local_text(
 def _local_vocabulary() -> vocabularies.VocabularyFile:
   """Returns the bound vocabulary; raises ValueError if the file is missing."""
   path = local_text().vocabulary
+  if path is None:
+    return vocabularies.t5_vocabulary()
   if not os.path.isfile(path):
     raise ValueError(
         "local_text: the vocabulary must be a sentencepiece model, with "
@@ -136,5 +138,16 @@ def split_documents(
   return by_split
 
 
+class LocalTextSource(PreparedSource):
+  """A data source on the bound file.
+
+  Attributes:
+    is_own: True: the text is the user's, so that its first examples are checked
+      before a run.
+  """
+
+  is_own = True
+
+
 local_text_source = functools.partial(
-    PreparedSource, f"{NAME}:{VERSION}", local_text_dir)
+    LocalTextSource, f"{NAME}:{VERSION}", local_text_dir)

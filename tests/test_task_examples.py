@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import seqio
 
-from switch_mtf.upstream import task_examples
+import tasks  # noqa: F401
+from switch_mtf.upstream import task_examples, vocabulary_ids
 
 FEATURES = {name: seqio.Feature(seqio.PassThroughVocabulary(10))
             for name in ("inputs", "targets")}
@@ -22,7 +23,8 @@ def task(folder=None):
 
 def read(examples, of):
   return list(task_examples.sound(
-      [{k: np.array(v) for k, v in e.items()} for e in examples], of, "train"))
+      [{k: np.array(v) for k, v in e.items()} for e in examples], of, "train",
+      vocabulary_ids.Unknown()))
 
 
 def test_sound_examples_pass():
@@ -53,3 +55,11 @@ def test_a_split_without_examples_is_refused(files, said, tmp_path):
       "task mine: a split must have examples, with split=train, examples=0, "
       f"{said}. ")):
     read([], task(files and tmp_path))
+
+
+def test_whose_examples_are_read():
+  assert task_examples.is_own(task())
+  assert task_examples.is_own(seqio.get_mixture_or_task(
+      "local_text_span_corruption"))
+  assert not task_examples.is_own(seqio.get_mixture_or_task(
+      "public_domain_span_corruption"))

@@ -16,6 +16,7 @@ No other package of this project changes an upstream module.
   cut_texts           how many texts of a task are cut
   task_examples       checks of the examples that a task begins with
   checkpoint_seams    which checkpoints a run finds, and what it says of them
+  vocabulary_ids      a vocabulary's ids, and what of a text is unknown
   text_files          a user's files of lines, and the errors for wrong ones
   late_imports        modules that are imported when they are first used
 """
@@ -62,6 +63,7 @@ def apply() -> None:
   score_and_export.apply()
   task_files.apply()
   cut_texts.apply()
+  vocabulary_ids.apply()
   fixes.repeat_random_draws()
   fixes.search_beams_exactly()
 
@@ -76,6 +78,7 @@ try:
     speed,
     task_files,
     training_step,
+    vocabulary_ids,
   )
   apply()
 finally:

@@ -14,11 +14,17 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.upstream import task_examples, task_files, text_files
+from switch_mtf.upstream import (
+  task_examples,
+  task_files,
+  text_files,
+  vocabulary_ids,
+)
 
 # Examples that are counted: enough to see what is cut, few enough to start.
 MOST_TRAINING = 1_000
 MOST_OTHERS = 10_000
+FEW = 200  # where no text can be cut
 
 _said: set[tuple] = set()  # tasks and lengths whose cut texts were announced
 _whole: list[bool] = []  # not empty while targets must not be cut
@@ -59,8 +65,8 @@ def _announce(
 ) -> None:
   """Says once how many texts of a task are cut, or refuses to cut targets.
 
-  Checks the examples that it reads for this; the first one where no text can be
-  cut, unless the data is prepared, so that reading it would only take time.
+  Checks the examples that it reads for this; a few where no text can be cut,
+  unless the data is prepared, so that reading it would only take time.
 
   Args:
     task: the task.
@@ -75,16 +81,18 @@ def _announce(
   key = (task.name, split, bool(_whole), str(lengths))
   if not call["trim_output_features"]:
     names = []
-  if key in _said or not names and not task_examples.is_of_files(task):
+  if key in _said or not names and not task_examples.is_own(task):
     return
-  most = (1 if not names else None if _whole
+  most = (FEW if not names else None if _whole
           else MOST_TRAINING if split == "train" else MOST_OTHERS)
+  unknown = vocabulary_ids.Unknown()
   with tf.Graph().as_default():
     first = read(lengths, split, call["use_cached"], shuffle=False, seed=0,
                  num_epochs=1, try_in_mem_cache=False).take(
                      -1 if most is None else most)
     total, cut = count_cut(
-        task_examples.sound(tfds.as_numpy(first), task, split), lengths,
+        task_examples.sound(tfds.as_numpy(first), task, split, unknown),
+        lengths,
         {name: task.output_features[name] for name in names})
   if _whole and cut.get("targets"):
     raise ValueError(
@@ -94,8 +102,8 @@ def _announce(
         f"most, length={lengths['targets']}. Set "
         f"{text_files.longer(lengths, {'targets': max(cut['targets'])})}.")
   _said.add(key)
-  notice = cut_notice(total, cut, lengths, most)
-  if notice:
+  notices = [cut_notice(total, cut, lengths, most), *unknown.lines()]
+  for notice in filter(None, notices):
     print(f"task {task.name}, {split}: {notice}.", file=sys.stderr, flush=True)
 
 

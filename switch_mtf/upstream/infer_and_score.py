@@ -18,9 +18,10 @@ from typing import Any
 import gin
 import numpy as np
 
-from switch_mtf.upstream import text_files
+from switch_mtf.upstream import text_files, vocabulary_ids
 from switch_mtf.upstream.text_files import Lines
 
+MOST_COUNTED = 1_000  # lines of which unknown pieces are counted
 SCORED = (".scores", ".targets", ".lengths")
 
 
@@ -85,10 +86,11 @@ def encode_as_evaluation_does() -> None:
   def encode_inputs(inputs, vocabulary, model_type, batch_size, sequence_length,
                     eos_id=1, unscored_prefix=None):
     feature = getattr(inputs, "feature", "inputs")
-    encode = (utils.targets_vocabulary if feature == "targets"
-              else utils.inputs_vocabulary)(vocabulary).encode
+    used = (utils.targets_vocabulary if feature == "targets"
+            else utils.inputs_vocabulary)(vocabulary)
     end = [eos_id] if eos_id and has_end(feature, model_type) else []
-    rows = [list(encode(line.rstrip("\r\n"))) for line in inputs]
+    rows = [list(used.encode(line.rstrip("\r\n"))) for line in inputs]
+    _say_what_is_unknown(inputs, feature, used, rows)
     if unscored_prefix:
       before = utils.inputs_vocabulary(vocabulary).encode
       rows = [[-i for i in before(prefix.rstrip("\r\n"))] + row
@@ -148,6 +150,18 @@ def _say(lines: list[str], long: dict[int, int], length: int) -> None:
   print(f"{getattr(lines, 'path', None) or 'inputs'}: {notice}: set "
         f"{_longer('inputs', length, longest)} to keep them whole (the longest "
         f"has {longest:,}).", file=sys.stderr, flush=True)
+
+
+def _say_what_is_unknown(
+    lines: list[str], feature: str, vocabulary: Any, rows: list[list[int]]
+) -> None:
+  """Prints how many pieces are unknown to the vocabulary, if they are many."""
+  unknown = vocabulary_ids.Unknown()
+  for row in rows[:MOST_COUNTED]:
+    unknown.count(feature, vocabulary, row)
+  for line in unknown.lines():
+    print(f"{getattr(lines, 'path', None) or feature}: {line}.",
+          file=sys.stderr, flush=True)
 
 
 def _refuse(

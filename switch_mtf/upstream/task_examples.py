@@ -9,33 +9,40 @@ from typing import Any
 
 import numpy as np
 
+from switch_mtf.upstream import vocabulary_ids
 
-def is_of_files(task: Any) -> bool:
-  """Returns whether a task reads files or a function of its author's."""
+
+def is_own(task: Any) -> bool:
+  """Returns whether a task reads a user's own files, or a function."""
   import seqio
-  return isinstance(
+  return getattr(task.source, "is_own", False) or isinstance(
       task.source, seqio.FileDataSource | seqio.FunctionDataSource)
 
 
 def sound(
-    examples: Iterable[dict], task: Any, split: str) -> Iterator[dict]:
+    examples: Iterable[dict], task: Any, split: str,
+    unknown: vocabulary_ids.Unknown) -> Iterator[dict]:
   """Yields examples after checks of their ids, and of their number.
 
   Args:
     examples: examples as NumPy arrays, from the first one on.
     task: the task.
     split: its split.
+    unknown: counts of unknown pieces, to which these examples are added.
 
   Raises:
     ValueError: if there is no example, or an id is not in the vocabulary.
   """
-  sizes = {name: feature.vocabulary.vocab_size
+  known = {name: (feature.vocabulary, feature.vocabulary.vocab_size)
            for name, feature in task.output_features.items()}
   number = 0
   for number, example in enumerate(examples, 1):  # noqa: B007
-    for name, size in sizes.items():
+    for name, (vocabulary, size) in known.items():
       ids = example.get(name)
-      wrong = None if ids is None else wrong_id(ids, size, name)
+      if ids is None:
+        continue
+      unknown.count(name, vocabulary, ids)
+      wrong = wrong_id(ids, size, name)
       if wrong is not None:
         raise ValueError(
             f"task {task.name}: ids must be at least 0 and below the size of "

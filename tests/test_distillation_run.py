@@ -284,9 +284,11 @@ def test_teacher_is_not_trained(teacher, batch):
 def test_bad_input_is_explained(teacher, tmp_path):
   for params, text in (
       ((f"distill_from.checkpoint = '{tmp_path}'",),
-       "the teacher's gin file must be there"),
+       "the teacher's checkpoint must be there"),
       ((f"distill_from.checkpoint = '{teacher}/model.ckpt-7'",),
        "the teacher's checkpoint must be there"),
+      (("distill_from.config = 'nowhere.gin'",),
+       "the teacher's gin file must be there"),
       (("MIXTURE_NAME = 'public_domain_span_corruption_4k'",),
        "student and teacher must have one vocabulary"),
       (("teacher/SwitchFFN.num_experts = 8",),

@@ -38,8 +38,8 @@ from switch_mtf.training import (
   checkpoint_steps,
   guards,
   hooks,
-  metrics,
   model_fn,
+  outcomes,
   warm_start,
 )
 
@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
       print(_explanation())
       return
     mesh_transformer_main.main(argv)
-    metrics.report_evaluations(FLAGS.model_dir)
+    if not FLAGS.use_model_api:
+      outcomes.require_more(0, "run_t5")
     best_checkpoint.report(FLAGS.model_dir)
     if hooks.StopHook.stopped:
       sys.exit(hooks.INTERRUPTED)
@@ -109,15 +110,24 @@ def _prepare(argv: list[str]) -> None:
   for name in FLAGS.module_import or []:
     gin_checks.check_module(name, "--module_import")
   bindings = gin_checks.check_run(
-      FLAGS.gin_file, FLAGS.gin_param or [], folders,
+      [*FLAGS.gin_file, *_recorded()], FLAGS.gin_param or [], folders,
       own_modules=bool(FLAGS.module_import))
   if not FLAGS.explain:
     _check_checkpoints(bindings)
+    if not FLAGS.tpu:
+      guards.check_devices(bindings)
     guards.check_model_dir(FLAGS.model_dir)
   gin.add_config_file_search_path(ROOT)
   if FLAGS.tpu:
     fixes.use_reference_variables_on_tpu()
   model_fn.install()
+
+
+def _recorded() -> list[str]:
+  """Returns the gin files that the model API reads of its own accord."""
+  path = os.path.join(FLAGS.model_dir, "operative_config.gin")
+  reads = FLAGS.use_model_api and FLAGS.mode not in ("train", "finetune")
+  return [path] if reads and os.path.isfile(path) else []
 
 
 def _check_checkpoints(bindings: list[gin_files.Binding]) -> None:

@@ -27,6 +27,7 @@ from switch_mtf.gin_files import (
     read,
     setting,
     unset_bindings,
+    written,
 )
 
 # Scopes that T5, mesh_tensorflow and this project enter by name. Any other must
@@ -71,6 +72,10 @@ MOVED = {
 }
 
 
+# Parameters that list gin files which run during or after the training.
+PHASES = ("train_then.phases", "train_then.evaluate_with")
+
+
 def check_run(
     paths: Sequence[str], params: Sequence[str], folders: Sequence[str],
     own_modules: bool = False,
@@ -90,7 +95,7 @@ def check_run(
     ValueError: naming the first mistake, with the nearest legal name.
   """
   bindings = read([DEFAULTS, *paths], params, folders)
-  phases = [path for b in bindings if b.name.endswith("train_then.phases")
+  phases = [path for b in bindings if b.name.endswith(PHASES)
             for path in flat(b.value)]
   later = read(phases, [], folders)
   for statement in imports([*paths, *phases], folders):
@@ -100,18 +105,22 @@ def check_run(
   check_folders(bindings)
   check_macros(bindings)
   check_unused_macros([*bindings, *later])
-  check_phases(flat(setting(bindings, "train_then.phases", [])[0]), folders)
+  check_hidden(bindings)
+  for name in PHASES:
+    check_phases(name, flat(setting(bindings, name, [])[0]), folders)
   own = [m for m in imports([*paths, *phases], folders)
          if not m.module.startswith(("switch_mtf", "mesh_tensorflow", "t5"))]
   gin_values.check(bindings, own_modules=bool(own) or own_modules)
   return bindings
 
 
-def check_phases(phases: Iterable[str], folders: Sequence[str]) -> None:
+def check_phases(
+    name: str, phases: Iterable[str], folders: Sequence[str]) -> None:
   """Raises ValueError if the gin file of a phase is not there.
 
   Args:
-    phases: gin files that run after the training.
+    name: the parameter that lists the phases.
+    phases: gin files that run during or after the training.
     folders: folders in which gin looks, besides the working directory.
 
   Raises:
@@ -124,7 +133,7 @@ def check_phases(phases: Iterable[str], folders: Sequence[str]) -> None:
       raise ValueError(
           "train_then: the gin file of a phase must be there, with phase="
           f"{path}{near(path, provided_files(folders), cutoff=0.5)}. Set "
-          "train_then.phases.")
+          f"{name}.")
 
 
 def check_module(name: str, place: str) -> None:
@@ -245,6 +254,57 @@ def check_macros(bindings: Sequence[Binding]) -> None:
             f"with --gin_param=\"{value} = ...\".")
 
 
+def check_hidden(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for a binding of the user's that scopes hide.
+
+  In a scope, gin prefers a binding of that scope, whatever comes last. The
+  operative_config.gin of a run has its bindings in the scopes in which they
+  were used, so that a later one without a scope changes nothing.
+
+  Args:
+    bindings: bindings of a run, in the order in which gin applies them.
+
+  Raises:
+    ValueError: naming the first such binding, what hides it, and what to give.
+  """
+  macros = {b.name: b.value for b in bindings if b.is_macro}
+  for number, binding in enumerate(bindings):
+    from_command_line = binding.file == COMMAND_LINE
+    if binding.is_macro or binding.is_provided or _is_recorded(binding):
+      continue
+    hiding = {
+        other.scope: other for other in bindings[:number]
+        if other.scope and f"{other.scope}/".startswith(
+            f"{binding.scope}/" if binding.scope else "")
+        and other.scope != binding.scope and _short(other) == _short(binding)
+        and (from_command_line or _is_recorded(other))}
+    # A scope that is bound later, too, is as the user wants it.
+    for other in bindings[number:]:
+      hiding.pop(other.scope if _short(other) == _short(binding) else None, 0)
+    value = written(binding.value, macros)
+    hiding = [other for other in hiding.values()
+              if written(other.value, macros) != value]
+    if hiding:
+      names = ", ".join(f"{b.scope}/{b.name} of {b.place}" for b in hiding)
+      scoped = [f"{b.scope}/{binding.name} = {value}" for b in hiding]
+      instead = " ".join(f'--gin_param="{text}"' if from_command_line else text
+                         for text in scoped)
+      raise ValueError(
+          "gin: a binding must not be hidden by one with a scope, with binding="
+          f"{binding.name} = {value}, hidden by={names}. Give the scope, too, "
+          f"in {binding.place}: {instead}")
+
+
+def _short(binding: Binding) -> str:
+  """Returns configurable and parameter, without the module in front."""
+  return ".".join(binding.name.split(".")[-2:])
+
+
+def _is_recorded(binding: Binding) -> bool:
+  """Returns whether a binding is of what a run has recorded."""
+  return binding.file.endswith("operative_config.gin")
+
+
 def check_unused_macros(bindings: Sequence[Binding]) -> None:
   """Raises ValueError for a macro of the user's that nothing uses.
 
@@ -263,7 +323,7 @@ def check_unused_macros(bindings: Sequence[Binding]) -> None:
           if isinstance(value, Macro)}
   for binding in bindings:
     if (not binding.is_macro or binding.name in used or binding.is_provided
-        or binding.file.endswith("operative_config.gin")):
+        or _is_recorded(binding)):
       continue
     nearest = near(binding.name, used)
     if nearest or binding.file == COMMAND_LINE:

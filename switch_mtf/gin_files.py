@@ -207,6 +207,12 @@ def _statements(
           scope, name, statement.value, file, statement.location.line_num)
 
 
+def current() -> list[Binding]:
+  """Returns what gin has bound, in the form of `read`."""
+  return [statement for statement in _statements(gin.config_str(), "gin", [])
+          if isinstance(statement, Binding)]
+
+
 def setting(
     bindings: Sequence[Binding], name: str, default: Any = None
 ) -> tuple[Any, str]:

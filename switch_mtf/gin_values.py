@@ -169,9 +169,10 @@ def check(bindings: Sequence[Binding], own_modules: bool = False) -> None:
   Raises:
     ValueError: naming the value, its place and what to bind.
   """
-  last = {(b.scope, b.name): b for b in bindings}
-  for binding in last.values():
-    rule = RULES.get(".".join(binding.name.split(".")[-2:]))
+  # A name may have more or less of its module in front.
+  last = {(b.scope, ".".join(b.name.split(".")[-2:])): b for b in bindings}
+  for (_, name), binding in last.items():
+    rule = RULES.get(name)
     if rule is None:
       continue
     for value, source, whole_value in _parts(binding, bindings):

@@ -13,6 +13,7 @@ from tensorflow.python.checkpoint import checkpoint_management
 
 from switch_mtf.training import checkpoint_files
 from switch_mtf.training.checkpoint_steps import require
+from switch_mtf.training.following import follow
 from switch_mtf.upstream import checkpoint_seams
 
 PATCHED = [
@@ -34,7 +35,7 @@ def restored(monkeypatch, clean_gin):
 
 def test_upstream_asks(tmp_path):
   save(tmp_path, 20, 100)
-  checkpoint_seams.find_checkpoints_with(require)
+  checkpoint_seams.find_checkpoints_with(require, follow)
   model_dir = str(tmp_path)
   assert utils.get_checkpoint_iterator(20, model_dir) == [
       f"{model_dir}/model.ckpt-20"]
@@ -52,8 +53,8 @@ def test_upstream_asks(tmp_path):
 
 
 def test_a_follower_waits_and_obeys_gin(tmp_path):
-  checkpoint_seams.find_checkpoints_with(require)
-  checkpoint_seams.find_checkpoints_with(require)  # twice changes nothing
+  for _ in range(2):  # twice changes nothing
+    checkpoint_seams.find_checkpoints_with(require, follow)
   save(tmp_path, 0, 5, listed=5)
   gin.parse_config("get_checkpoint_iterator.stop_after = 5")
   assert list(utils.get_checkpoint_iterator(None, str(tmp_path))) == [
@@ -101,7 +102,7 @@ def test_each_result_says_its_step(tmp_path, capsys):
   seen = {}
   for name in ("infer_model", "score_from_strings", "export_model"):
     called(name, seen)
-  checkpoint_seams.find_checkpoints_with(require)
+  checkpoint_seams.find_checkpoints_with(require, follow)
   checkpoint_seams.tell_steps()
   save(tmp_path, 0, 20, 400, listed=400)
   common = {"model_dir": str(tmp_path)}
@@ -122,7 +123,7 @@ def test_each_result_says_its_step(tmp_path, capsys):
 def test_an_export_is_of_the_step_asked_for(binding, step, tmp_path, capsys):
   seen = {}
   called("export_model", seen)
-  checkpoint_seams.find_checkpoints_with(require)
+  checkpoint_seams.find_checkpoints_with(require, follow)
   checkpoint_seams.tell_steps()
   save(tmp_path, 0, 400, listed=400)
   if binding:

@@ -60,9 +60,9 @@ def test_runs_are_read(tmp_path):
   folders = {
       "teacher": run_of(tmp_path / "t", SCORES, [20, 2]),
       "student": run_of(tmp_path / "s", {(5, "qa/em"): 8.0,
-                                         (5, "cola/matthews"): 6.0}, [10]),
+                                         (5, "cola/auc"): 6.0}, [10]),
       "baseline": run_of(tmp_path / "b", {(5, "qa/em"): 4.0,
-                                          (5, "cola/matthews"): 6.0}, [10])}
+                                          (5, "cola/auc"): 6.0}, [10])}
   done = subprocess.run(
       [sys.executable, "-m", "switch_mtf.distillation.report",
        f"--output={tmp_path}/found/report.json",

@@ -73,6 +73,50 @@ def test_an_old_configuration_may_have_idle_macros(tmp_path):
       "size = 2\nLayer.size = %size\nsise = 3\n")], [], [])
 
 
+RECORDED = """
+encoder/SwitchFFN.num_experts = 16
+decoder/SwitchFFN.num_experts = %num_experts
+num_experts = 16
+encoder/a.SwitchFFN.hidden_size = 8
+"""
+
+
+@pytest.mark.parametrize("params, hidden_by", [
+    (["SwitchFFN.num_experts = 4"], ["encoder", "decoder"]),
+    (["x.y.SwitchFFN.num_experts = 4"], ["encoder", "decoder"]),
+    (["SwitchFFN.num_experts = 4", "encoder/SwitchFFN.num_experts = 4"],
+     ["decoder"]),
+    (["SwitchFFN.num_experts = 16"], []),
+    (["SwitchFFN.num_experts = %num_experts"], []),
+    (["encoder/SwitchFFN.num_experts = 4"], []),
+    (["num_experts = 4", "encoder/SwitchFFN.num_experts = 4"], []),
+    (["SwitchFFN.capacity_factor_eval = 1.0"], [])])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_binding_that_scopes_hide(params, hidden_by, in_file, tmp_path):
+  recorded = write(tmp_path, "operative_config.gin", RECORDED)
+  own = write(tmp_path, "own.gin", "\n".join(params))
+  call = (([recorded, own], []) if in_file else ([recorded], params))
+  bindings = gin_files.read(*call, [])
+  if not hidden_by:
+    gin_checks.check_hidden(bindings)
+    return
+  with pytest.raises(ValueError) as error:
+    gin_checks.check_hidden(bindings)
+  for scope in ("encoder", "decoder"):
+    assert (f"{scope}/{params[0]}" in str(error.value)) == (
+        scope in hidden_by)
+  place = f"{own}, line 1: " if in_file else "--gin_param: --gin_param="
+  assert f"Give the scope, too, in {place}" in str(error.value)
+
+
+def test_exceptions_of_a_models_files_are_as_they_should(tmp_path):
+  # A file of the user's may give a default, and an exception before it.
+  path = write(tmp_path, "own.gin", "encoder/A.b = 1\nA.b = 2\n")
+  gin_checks.check_hidden(gin_files.read([path], [], []))
+  with pytest.raises(ValueError, match="encoder/A.b = 3"):
+    gin_checks.check_hidden(gin_files.read([path], ["A.b = 3"], []))
+
+
 def test_a_phase_must_be_there(tmp_path):
   with pytest.raises(ValueError, match="phase=runs/perplexity_evl.gin, nearest"
                      ": runs/perplexity_eval.gin,.*Set train_then.phases"):

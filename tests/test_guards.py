@@ -7,6 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import tasks  # noqa: F401
+from switch_mtf.gin_files import Binding
 from switch_mtf.layers import switch_ffn  # noqa: F401
 from switch_mtf.training import guards
 
@@ -108,3 +109,27 @@ def test_checkpoint_of_this_model_passes(tmp_path):
   save(str(tmp_path), {**SWITCH, "encoder/layer_001/x_slot_v": [1]})
   guards.check_checkpoint(
       str(tmp_path), [tf.get_variable(n, s) for n, s in SWITCH.items()])
+
+
+# Devices.
+
+
+def of_mesh(*devices):
+  return [Binding("", "utils.run.mesh_devices", list(devices), "a.gin", 1)]
+
+
+@pytest.mark.parametrize("devices", [
+    ["gpu:0"], ["cpu:0", "gpu:0"], ["/device:GPU:0"], ["tpu:0"], ["cpu:7"],
+    ["disk"]], ids=str)
+def test_a_device_that_is_not_there_is_refused(devices):
+  with pytest.raises(ValueError) as error:
+    guards.check_devices(of_mesh(*devices))
+  assert f"missing={devices[-1]}, there=cpu:0. Correct " in str(error.value)
+
+
+@pytest.mark.parametrize("devices", [
+    ["cpu:0", "cpu:0"], ["", ""], ["/device:CPU:0"], ["CPU"],
+    ["/job:worker/task:1/device:GPU:0"], []], ids=str)
+def test_devices_that_are_there_or_elsewhere(devices):
+  guards.check_devices(of_mesh(*devices))
+  guards.check_devices([])

@@ -78,29 +78,37 @@ def test_no_heat_map_without_experts():
   assert metrics.heat_maps([]) == metrics.heat_maps([{"step": 1}]) == {}
 
 
-def test_evaluations_are_collected_once(tmp_path):
-  writer = tf.summary.FileWriter(str(tmp_path / "eval_task_validation_64"))
+def test_an_evaluation_of_another_kind_does_not_replace_the_first(tmp_path):
+  # The later one counts, but not if its bindings differ from the training's.
+  def add(loss, **more):
+    metrics.append(str(tmp_path), {
+        "kind": "eval", "name": "t", "step": 1, "split": "validation",
+        "loss": loss, **more})
+
+  def read():
+    return [r["loss"] for r in metrics.read(str(tmp_path), "eval")]
+
+  add(1.0, bindings={"a.b": "1"})
+  assert read() == [1.0]
+  add(2.0)
+  assert read() == [2.0]
+  add(3.0, bindings={"a.b": "1"})
+  assert read() == [2.0]
+  add(4.0)
+  assert read() == [4.0]
+  add(5.0, split="test")
+  assert sorted(read()) == [4.0, 5.0]
+
+
+def test_events_are_read(tmp_path):
+  writer = tf.summary.FileWriter(str(tmp_path))
   vector = tf.Summary.Value(
       tag="load", tensor=tf.make_tensor_proto(np.array([1.0, 2.0])))
   path = tf.Summary.Value(
       tag="checkpoint_path", tensor=tf.make_tensor_proto(b"model.ckpt-5"))
-  number = tf.Summary.Value(tag="neg_log_perplexity", simple_value=-4.0)
+  number = tf.Summary.Value(tag="accuracy", simple_value=4.0)
   writer.add_summary(tf.Summary(value=[vector, path, number]), 5)
   writer.close()
-  expected = {"kind": "eval", "name": "task_validation_64", "step": 5,
-              "neg_log_perplexity": -4.0}
-  added, = metrics.collect_evaluations(str(tmp_path))
-  assert list(added.pop("load")) == [1.0, 2.0]
-  assert added == expected
-  assert metrics.collect_evaluations(str(tmp_path)) == []
-  assert len(metrics.read(str(tmp_path), "eval")) == 1
-
-
-def test_report_evaluations_prints_the_figures(tmp_path, capsys):
-  writer = tf.summary.FileWriter(str(tmp_path / "eval_t"))
-  number = tf.Summary.Value(tag="neg_log_perplexity", simple_value=-4.25)
-  writer.add_summary(tf.Summary(value=[number]), 1200)
-  writer.close()
-  metrics.report_evaluations(str(tmp_path))
-  assert capsys.readouterr().out == (
-      "t | step 1,200 | neg_log_perplexity -4.2500\n")
+  found = metrics.read_events(str(tmp_path))
+  assert list(found[5].pop("load")) == [1.0, 2.0]
+  assert found == {5: {"accuracy": 4.0}}

@@ -1,12 +1,15 @@
 """Refuses a run that cannot work before it costs time, and says why."""
 
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 import tensorflow.compat.v1 as tf
 
-from switch_mtf.errors import counted, near
+from switch_mtf.errors import counted, near, some
+from switch_mtf.gin_files import Binding, Macro, Reference, setting
 from switch_mtf.training import checkpoint_files
 
 MAX_NAMES = 8
@@ -45,6 +48,38 @@ def _nearest_file(path: str, search_paths: list[str]) -> str:
       known += [os.path.relpath(os.path.join(root, name), folder)
                 for name in names if name.endswith(".gin")]
   return near(path, known, cutoff=0.5)
+
+
+def check_devices(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError if a device of the mesh is not on this machine.
+
+  TensorFlow would place its part of the mesh elsewhere, without a word.
+
+  Args:
+    bindings: all bindings of the run.
+
+  Raises:
+    ValueError: naming the devices that are missing, and those that are there.
+  """
+  asked, name = setting(bindings, "run.mesh_devices")
+  if not isinstance(asked, list | tuple):
+    return
+  there = [f"{kind}:{number}" for kind in ("cpu", "gpu") for number in range(
+      len(tf.config.list_physical_devices(kind.upper())))]
+  missing = []
+  for text in asked:
+    found = re.fullmatch(r"(?:/?device:)?(cpu|gpu)(?::(\d+))?",
+                         str(text).strip().lower().lstrip("/"))
+    if not text or isinstance(text, Macro | Reference) or "job:" in str(text):
+      continue  # anywhere, not known yet, or on another machine
+    if not found or f"{found[1]}:{found[2] or 0}" not in there:
+      missing.append(str(text))
+  if missing:
+    raise ValueError(
+        "run_t5: the devices of the mesh must be on this machine, with "
+        f"{name}={asked!r}, missing={some(dict.fromkeys(missing))}, there="
+        f"{some(there)}. Correct {name}, or see with python -m "
+        "switch_mtf.doctor why a device is not seen.")
 
 
 def check_model_dir(model_dir: str) -> None:

@@ -6,11 +6,15 @@ empty), in the order of measurement:
   {"kind": "train", "step": 300, "loss": 4.41, "tokens_per_second": 5120.0,
    "encoder/block_000/layer_001/expert_load": [0.07, ...], ...}
   {"kind": "eval", "name": "<task>_<split>_<examples>", "step": 300,
-   "neg_log_perplexity": -4.33, ...}
+   "split": "<split>", "examples": 640, "neg_log_perplexity": -4.33, ...}
+  {"kind": "task_metrics", "name": "<task>", "step": 300, "split": "<split>",
+   "examples": 87, "accuracy": 71.3, ...}
   {"kind": "eval_speed", "step": 300, "tokens_per_second": 15230.0}
 
 A resumed run appends to the same file. Steps that an interrupted run recorded
-after its last checkpoint appear twice, and the later line counts.
+after its last checkpoint appear twice, and the later line counts. An evaluation
+whose bindings differ from those that the run was trained with has them as
+"bindings"; it does not count where there is one without.
 """
 
 import io
@@ -24,7 +28,6 @@ import tensorflow.compat.v1 as tf
 METRICS_FILE = "metrics.jsonl"
 LOAD = "expert_load"
 MAX_COLUMNS = 512  # in a heat map
-EVAL_FIGURES = ("neg_log_perplexity", "token_accuracy", "sequence_accuracy")
 
 
 def append(model_dir: str, record: dict[str, Any]) -> None:
@@ -36,11 +39,11 @@ def append(model_dir: str, record: dict[str, Any]) -> None:
 
 
 def read(model_dir: str, kind: str) -> list[dict[str, Any]]:
-  """Reads the latest record of each step and name of one kind.
+  """Reads the record of each step, name and split that counts, of one kind.
 
   Args:
     model_dir: folder of the run.
-    kind: "train", "eval" or "eval_speed".
+    kind: "train", "eval", "task_metrics" or "eval_speed".
 
   Returns:
     The records, sorted by step; an empty list if there is no file. A line that
@@ -56,8 +59,12 @@ def read(model_dir: str, kind: str) -> list[dict[str, Any]]:
         record = json.loads(line)
       except ValueError:
         continue
-      if record.get("kind") == kind:
-        latest[record["step"], record.get("name", "")] = record
+      if record.get("kind") != kind:
+        continue
+      key = record["step"], record.get("name", ""), record.get("split", "")
+      before = latest.get(key)
+      if before is None or "bindings" in before or "bindings" not in record:
+        latest[key] = record
   return [latest[key] for key in sorted(latest)]
 
 
@@ -133,38 +140,6 @@ def write_scalars(
       tf.Summary.Value(tag=tag, simple_value=value)
       for tag, value in scalars(record).items()])
   writer.add_summary(summary, step)
-
-
-def collect_evaluations(model_dir: str) -> list[dict[str, Any]]:
-  """Copies new results of the Estimator's evaluations to `metrics.jsonl`.
-
-  The Estimator writes each evaluation to event files in
-  `<model_dir>/eval_<name>` only.
-
-  Args:
-    model_dir: folder of the run.
-
-  Returns:
-    The records that were added.
-  """
-  known = {(r["name"], r["step"]) for r in read(model_dir, "eval")}
-  added = []
-  pattern = os.path.join(model_dir, "eval_*")
-  for directory in sorted(tf.io.gfile.glob(pattern)):
-    name = os.path.basename(directory)[len("eval_"):]
-    for step, values in sorted(read_events(directory).items()):
-      if (name, step) not in known:
-        added.append({"kind": "eval", "name": name, "step": step, **values})
-        append(model_dir, added[-1])
-  return added
-
-
-def report_evaluations(model_dir: str) -> None:
-  """Collects new evaluations and prints the main figures of each."""
-  for record in collect_evaluations(model_dir):
-    figures = " | ".join(
-        f"{name} {record[name]:.4f}" for name in EVAL_FIGURES if name in record)
-    print(f"{record['name']} | step {record['step']:,} | {figures}")
 
 
 def read_events(directory: str) -> dict[int, dict[str, Any]]:

@@ -27,11 +27,18 @@ from switch_mtf.training import (
   checkpoint_files,
   checkpoint_steps,
   data_checks,
+  evaluations,
+  following,
   guards,
   hooks,
   warm_start,
 )
-from switch_mtf.upstream import checkpoint_seams, seams, training_step
+from switch_mtf.upstream import (
+  checkpoint_seams,
+  evaluation_seams,
+  seams,
+  training_step,
+)
 
 ModeKeys = tf.estimator.ModeKeys
 
@@ -135,10 +142,13 @@ class TrainingExtension(seams.ModelFnExtension):
 
 def install() -> None:
   """Registers with `upstream` what a run needs: see `seams`."""
-  checkpoint_seams.find_checkpoints_with(checkpoint_steps.require)
+  checkpoint_seams.find_checkpoints_with(
+      checkpoint_steps.require, following.follow)
+  evaluation_seams.record_evaluations_with(evaluations.record)
   checkpoint_seams.go_on_from(checkpoint_files.last)
   checkpoint_seams.tell_steps()
   checkpoint_seams.finetune_with_flags()
+  checkpoint_seams.obey_gin_param_under_model_api()
   seams.extend_model_fn(TrainingExtension())
   seams.draw_uniform_with(stateless.uniform_for_upstream)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import gin
 import tensorflow.compat.v1 as tf
 
 from switch_mtf.errors import counted
@@ -48,6 +49,26 @@ def check_start(bindings: Sequence[Binding], model_dir: str) -> None:
                               and checkpoint_files.last(model_dir)):
     check(path, name)
     _check_steps(bindings, path)
+
+
+def first_step(model_dir: str) -> int:
+  """Returns the step from which a training run counts on.
+
+  That is the step of its last checkpoint or, in a new run, that of
+  `utils.run.init_checkpoint`, if the variable is taken over.
+
+  Args:
+    model_dir: folder of the run.
+  """
+  path, step = checkpoint_files.last(model_dir), tf.GraphKeys.GLOBAL_STEP
+  if path is None:
+    path = gin.get_bindings("run").get("init_checkpoint")
+    let_in = gin.get_bindings("tpu_estimator_model_fn").get(
+        "init_variable_filter")
+    if not path or not re.search(let_in or "", step):
+      return 0
+  reader = tf.train.load_checkpoint(path)
+  return int(reader.get_tensor(step)) if reader.has_tensor(step) else 0
 
 
 def _is_local(path: Any) -> bool:

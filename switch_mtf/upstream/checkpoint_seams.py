@@ -8,10 +8,11 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gin
+import tensorflow.compat.v1 as tf
 
 from switch_mtf.upstream.infer_and_score import arguments
 
@@ -20,7 +21,8 @@ from switch_mtf.upstream.infer_and_score import arguments
 Find = Callable[[str, Any], list[str]]
 
 
-def find_checkpoints_with(find: Find) -> None:
+def find_checkpoints_with(
+    find: Find, follow: Callable[[str, int | None], Iterator[str]]) -> None:
   """Makes `find` look for the checkpoints that a run asks for.
 
   Upstream's `get_checkpoint_iterator` and T5's `get_checkpoints_iterator` take
@@ -30,6 +32,8 @@ def find_checkpoints_with(find: Find) -> None:
 
   Args:
     find: see `Find`.
+    follow: returns the paths of a folder's checkpoints as they are written, up
+      to a last step.
   """
   from mesh_tensorflow.transformer import utils
   from t5.models import utils as t5_utils
@@ -42,7 +46,8 @@ def find_checkpoints_with(find: Find) -> None:
     call = arguments(upstream, args, kwargs)
     step = call["checkpoint_step"]
     if step is None:  # a run that follows a training run
-      return upstream(*args, **kwargs)
+      return (path for path in follow(call["model_dir"], call["stop_after"])
+              if utils.get_step_from_checkpoint_path(path) > call["skip_until"])
     paths = find(call["model_dir"], step)
     if step != "all" or not call["skip_until"]:
       return paths
@@ -57,8 +62,10 @@ def find_checkpoints_with(find: Find) -> None:
 
   @functools.wraps(t5s)
   def get_checkpoints_iterator(checkpoint_steps, model_dir):
-    if checkpoint_steps is None or model_dir is None:
+    if model_dir is None:
       return t5s(checkpoint_steps, model_dir)
+    if checkpoint_steps is None:
+      return map(utils.get_step_from_checkpoint_path, follow(model_dir, None))
     return [utils.get_step_from_checkpoint_path(path)
             for path in find(model_dir, checkpoint_steps)]
 
@@ -131,7 +138,9 @@ def tell_steps() -> None:
     given = inspect.signature(export).bind_partial(*args, **kwargs).arguments
     path = given.get("checkpoint_path") or _path_to_export(
         given["estimator"].model_dir)
-    return export(**given | {"checkpoint_path": _say("export", path)})
+    written = export(**given | {"checkpoint_path": _say("export", path)})
+    print("wrote", tf.compat.as_str_any(written), flush=True)
+    return written
 
   utils.infer_model, utils.export_model = infer_model, export_model
   for name in ("score_from_strings", "score_from_dataset"):
@@ -200,3 +209,23 @@ def finetune_with_flags() -> None:
         names.get(name, name): value for name, value in kwargs.items()})
 
   mtf_model.MtfModel.finetune = finetune
+
+
+def obey_gin_param_under_model_api() -> None:
+  """Makes --gin_param win over a run's recorded bindings, under the model API.
+
+  `MtfModel` reads the operative_config.gin of model_dir after the flags, and so
+  undoes --gin_param. Can be removed when it applies the flags last.
+  """
+  from absl import flags
+  from t5.models import mtf_model
+  upstream = inspect.unwrap(mtf_model._parse_operative_config)
+
+  @functools.wraps(upstream)
+  def parse_operative_config(model_dir):
+    upstream(model_dir)
+    if "gin_param" in flags.FLAGS and flags.FLAGS.is_parsed():
+      with gin.unlock_config():
+        gin.parse_config(flags.FLAGS.gin_param or [])
+
+  mtf_model._parse_operative_config = parse_operative_config

@@ -195,7 +195,7 @@ def _with_lengths(lengths: dict[str, int] | int) -> Iterator[None]:
 
 
 def write_one_line_each() -> None:
-  """Writes each result to one line.
+  """Writes each result to one line, and says where.
 
   Upstream replaces line feeds, but not carriage returns, which end a line for
   most readers, and writes bytes as "b'...'". Can be removed when
@@ -205,8 +205,12 @@ def write_one_line_each() -> None:
   upstream = utils.write_lines_to_file
 
   @functools.wraps(upstream)
-  def write_lines_to_file(lines, filename):
-    upstream([_on_one_line(line) for line in lines], filename)
+  def write_lines_to_file(lines, filename, say=True):
+    lines = [_on_one_line(line) for line in lines]
+    upstream(lines, filename)
+    if say:
+      many = "line" if len(lines) == 1 else "lines"
+      print(f"wrote {len(lines):,} {many} to {filename}", flush=True)
 
   utils.write_lines_to_file = write_lines_to_file
 

@@ -263,6 +263,23 @@ def graph_that_never_runs(mesh_impl: Any) -> Iterator[list]:
     yield lowerings
 
 
+@contextlib.contextmanager
+def same_gin_afterwards() -> Iterator[None]:
+  """Undoes what is bound and used inside the context.
+
+  gin can only add bindings. Can be removed when gin can restore a state.
+  """
+  states = (gin.config._CONFIG, gin.config._OPERATIVE_CONFIG)
+  before = [{key: dict(value) for key, value in state.items()}
+            for state in states]
+  try:
+    yield
+  finally:
+    for state, values in zip(states, before, strict=True):
+      state.clear()
+      state.update(values)
+
+
 def order_step_reads(graph: tf.Graph) -> None:
   """Makes every read of the global step happen before its increment.
 

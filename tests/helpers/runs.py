@@ -91,9 +91,9 @@ def student_flags(teacher, *params, student=STUDENT):
 # Scores of checkpoints.
 
 
-def evaluated(model_dir, values):
+def evaluated(model_dir, values, split="validation"):
   """Writes (step, tag) -> value as T5's evaluation does."""
-  writer = tf.summary.FileWriter(str(model_dir / "validation_eval"))
+  writer = tf.summary.FileWriter(str(model_dir / f"{split}_eval"))
   for (step, tag), value in values.items():
     writer.add_summary(tf.Summary(value=[
         tf.Summary.Value(tag=f"eval/{tag}", simple_value=value)]), step)
@@ -103,5 +103,5 @@ def evaluated(model_dir, values):
 SCORES = {(100, "qa/em"): 10.0, (100, "qa/f1"): 20.0,
           (200, "qa/em"): 12.0, (200, "qa/f1"): 30.0,
           (300, "qa/em"): 20.0, (300, "qa/f1"): 21.0,
-          (100, "cola/matthews"): 5.0, (200, "cola/matthews"): 5.0,
-          (300, "cola/matthews"): 4.0}
+          (100, "cola/auc"): 5.0, (200, "cola/auc"): 5.0,
+          (300, "cola/auc"): 4.0}

@@ -22,6 +22,7 @@ from helpers.runs import (
 )
 from mesh_tensorflow.transformer import utils
 
+import tasks  # noqa: F401  (registers cache_dir, which a teacher's gin binds)
 from switch_mtf.checkpoints import plain_t5
 from switch_mtf.distillation import student_init
 from switch_mtf.training import metrics

@@ -60,7 +60,9 @@ def test_lower_is_better_for_errors(tmp_path):
     "accuracy": 1, "sequence_accuracy": 1, "em": 1, "bleu": 1, "rougeLsum": 1,
     "f1_multiclass": 1, "pearson_corrcoef": 1, "auc-roc": 1,
     "neg_log_perplexity": 1, "perplexity": -1, "word_error_rate": -1,
-    "min_edit": -1, "wer": -1, "loss": -1, "rmse": -1, "power": None,
+    "min_edit": -1, "wer": -1, "loss": -1, "rmse": -1, "nll": -1,
+    "neg_log_likelihood": -1, "log_likelihood": 1, "matthews": 1, "mcc": 1,
+    "chrf": 1, "credit": None, "power": None,
     "length": None}.items())
 def test_directions(metric, direction):
   assert best_checkpoint.direction(metric) == direction

@@ -37,6 +37,15 @@ def test_a_task_without_metrics(monkeypatch):
     outcomes.require_more(outcomes.so_far(), "task_metrics")
 
 
+def test_a_split_of_the_model_api():
+  with pytest.raises(ValueError) as error:
+    outcomes.refuse_api(TASK, "valdation")
+  assert str(error.value) == (
+      f"run_t5: something must be evaluated, with mode=eval, task={TASK}, "
+      "split=valdation, splits there=train, validation, nearest: validation. "
+      "Set --eval_split to one of train, validation.")
+
+
 def test_something_is_enough():
   bind("eval", "dev")
   before = outcomes.so_far()

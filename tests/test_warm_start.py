@@ -183,3 +183,12 @@ def test_init_checkpoint_says_what_is_beside_it(pretrained):
     warm_start.check(pretrained.replace("400", "300"))
   with pytest.raises(ValueError, match="its last checkpoint is .*-400"):
     warm_start.check(os.path.dirname(pretrained))
+
+
+def test_a_run_that_is_done_has_nothing_to_train(tmp_path):
+  warm_start.check_end(str(tmp_path), 1)  # a new run
+  save(tmp_path, 20, global_step=np.int64(20))
+  warm_start.check_end(str(tmp_path), 21)
+  with pytest.raises(ValueError, match="with train_steps=20, last step=20, "
+                     f"model_dir={tmp_path}. Set train_steps "):
+    warm_start.check_end(str(tmp_path), 20)

@@ -24,9 +24,11 @@ BEST_FILE = "best.json"
 # Names of metrics by their direction: those of T5, seqio, and the usual ones.
 HIGHER = re.compile(
     r"accuracy|exact_match|(^|[_-])em$|f1|bleu|rouge|corrcoef|correlation|auc|"
-    r"precision|recall|neg_log_perplexity|likelihood")
+    r"precision|recall|neg_log_perplexity|(?<!neg_log_)likelihood|matthews|"
+    r"kappa|jaccard|fbeta|meteor|chrf|(^|[_-])mcc$")
 LOWER = re.compile(
-    r"error|loss|distance|edit|(^|[_-])(perplexity|mse|rmse|mae|wer|cer|ter)$")
+    r"error|loss|distance|(^|[_-])edit|neg_log_likelihood|"
+    r"(^|[_-])(perplexity|nll|mse|rmse|mae|wer|cer|ter)$")
 
 
 @gin.configurable

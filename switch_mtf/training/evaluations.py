@@ -20,7 +20,8 @@ NOT_OF_THE_MODEL = re.compile(
 
 
 def record(
-    model_dir: str, kind: str, name: str, step: int, values: dict[str, Any]
+    model_dir: str, kind: str, name: str, step: int, values: dict[str, Any],
+    split: str | None = None,
 ) -> None:
   """Prints an evaluation and appends it to `metrics.jsonl`.
 
@@ -30,8 +31,9 @@ def record(
     name: task, and for "eval" split and number of examples.
     step: step of the checkpoint.
     values: name of a figure to its value, and perhaps "examples".
+    split: the split; by default that of `utils.run.dataset_split`.
   """
-  split = gin.get_bindings("run").get("dataset_split", "train")
+  split = split or gin.get_bindings("run").get("dataset_split", "train")
   found = {"kind": kind, "name": name, "step": step, "split": split}
   number = re.search(rf"_{split}_(\d+)", name)
   if number:

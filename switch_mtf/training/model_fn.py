@@ -31,9 +31,11 @@ from switch_mtf.training import (
   following,
   guards,
   hooks,
+  outcomes,
   warm_start,
 )
 from switch_mtf.upstream import (
+  api_seams,
   checkpoint_seams,
   evaluation_seams,
   seams,
@@ -145,6 +147,9 @@ def install() -> None:
   checkpoint_seams.find_checkpoints_with(
       checkpoint_steps.require, following.follow)
   evaluation_seams.record_evaluations_with(evaluations.record)
+  api_seams.record_api_evaluations_with(
+      evaluations.record, outcomes.refuse_api)
+  api_seams.check_training_with(warm_start.check_end)
   checkpoint_seams.go_on_from(checkpoint_files.last)
   checkpoint_seams.tell_steps()
   checkpoint_seams.finetune_with_flags()

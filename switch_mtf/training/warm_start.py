@@ -71,6 +71,24 @@ def first_step(model_dir: str) -> int:
   return int(reader.get_tensor(step)) if reader.has_tensor(step) else 0
 
 
+def check_end(model_dir: str, train_steps: int) -> None:
+  """Raises ValueError if a run has been trained to its last step.
+
+  Args:
+    model_dir: folder of the run.
+    train_steps: last step of the training.
+  """
+  if checkpoint_files.last(model_dir) is None:
+    return
+  step = first_step(model_dir)
+  if step >= train_steps:
+    raise ValueError(
+        "run_t5: train_steps must be above the step of the last checkpoint, "
+        f"with train_steps={train_steps}, last step={step}, model_dir="
+        f"{model_dir}. Set train_steps (--train_steps under --use_model_api) "
+        "to more steps, or choose another --model_dir.")
+
+
 def _is_local(path: Any) -> bool:
   """Returns whether a value is a path that can be checked before the run."""
   return (isinstance(path, str) and bool(path) and "://" not in path

@@ -15,6 +15,8 @@ No other package of this project changes an upstream module.
   task_files          a task's files of lines, and the fields of each line
   cut_texts           how many texts of a task are cut
   task_examples       checks of the examples that a task begins with
+  api_seams           the same where the model API has code of its own; runs
+                      that are done
   checkpoint_seams    which checkpoints a run finds, and what it says of them
   vocabulary_ids      a vocabulary's ids, and what of a text is unknown
   text_files          a user's files of lines, and the errors for wrong ones

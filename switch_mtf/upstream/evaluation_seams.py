@@ -96,20 +96,30 @@ def _watched(dataset: Any, results: dict[str, dict[str, Any]]) -> Any:
   """Returns an EvalDataset whose metrics are noted in `results`."""
   from mesh_tensorflow.transformer import dataset as transformer_dataset
   dataset = transformer_dataset.EvalDataset(*dataset)
+  return dataset._replace(metric_fns=[
+      noted(metric_fn, dataset.name, results)
+      for metric_fn in dataset.metric_fns or ()])
 
-  def noted(metric_fn):
-    @functools.wraps(metric_fn)
-    def metric(targets, *args, **kwargs):
-      values = metric_fn(targets, *args, **kwargs)
-      found = values if isinstance(values, dict) else {
-          value.tag.rsplit("/", 1)[-1]: value.simple_value
-          for value in values.value}
-      results.setdefault(dataset.name, {}).update(
-          found, examples=len(targets))
-      return values
-    return metric
 
-  return dataset._replace(metric_fns=[*map(noted, dataset.metric_fns or ())])
+def noted(
+    metric_fn: Callable, name: str, results: dict[str, dict[str, Any]]
+) -> Callable:
+  """Returns a task's metric that notes its values, too.
+
+  Args:
+    metric_fn: the metric.
+    name: name of the task.
+    results: task -> figure -> value, which is added to.
+  """
+  @functools.wraps(metric_fn)
+  def metric(targets, *args, **kwargs):
+    values = metric_fn(targets, *args, **kwargs)
+    found = values if isinstance(values, dict) else {
+        value.tag.rsplit("/", 1)[-1]: value.simple_value
+        for value in values.value}
+    results.setdefault(name, {}).update(found, examples=len(targets))
+    return values
+  return metric
 
 
 class _Checkpoints(Iterator):

@@ -4,6 +4,8 @@ import gin
 import numpy as np
 import pytest
 
+import switch_mtf.kernels.adafactor  # noqa: F401  (registers it)
+import switch_mtf.layers.dispatch  # noqa: F401  (registers drop_nothing)
 import switch_mtf.layers.switch_ffn  # noqa: F401  (registers SwitchFFN)
 from switch_mtf.training import evaluations, metrics, outcomes
 
@@ -67,3 +69,15 @@ def test_bindings_that_differ(now, different, tmp_path, capsys):
 
 def test_a_folder_without_a_configuration(tmp_path):
   assert evaluations.differing_bindings(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("now, different", [
+    ("Bitransformer.decode.beam_size = 4\n"
+     "Bitransformer.decode.max_decode_length = 24",
+     {"Bitransformer.decode.beam_size": "4"}),
+    ("drop_nothing.value = True", {"drop_nothing.value": "True"}),
+    ("FewPassAdafactor.decay_rate = 0.5", {})])
+def test_bindings_that_only_an_evaluation_uses(now, different, tmp_path):
+  (tmp_path / "operative_config.gin").write_text(TRAINED)
+  gin.parse_config(now)
+  assert evaluations.differing_bindings(str(tmp_path)) == different

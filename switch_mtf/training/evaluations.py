@@ -17,6 +17,10 @@ CONFIG = "operative_config.gin"
 NOT_OF_THE_MODEL = re.compile(
     r"(.*\.)?(run|progress|train_then|mesh_(train|eval)_dataset_fn|"
     r"get_variable_dtype|export_model|decode_from_file|fill_blanks)\.")
+# Those that a training does not use, so that its configuration lacks them. How
+# many tokens are decoded is said by the run files.
+OF_DECODING = re.compile(
+    r"(.*\.)?(\w+\.decode\.(?!max_decode_length$)|beam_search\.|drop_nothing\.)")
 
 
 def record(
@@ -77,6 +81,12 @@ def differing_bindings(model_dir: str) -> dict[str, str]:
         key := ("/".join(scopes[:length]), name)) in now), value)
     if found != value:
       different["/".join([*scopes, name])] = found
+  for binding in current():
+    key = binding.scope, ".".join(binding.name.split(".")[-2:])
+    at = OF_DECODING.match(binding.name)
+    if at and key not in before:
+      name = binding.name[at.start(2):]  # without its module
+      different["/".join(filter(None, [binding.scope, name]))] = now[key]
   return different
 
 

@@ -60,8 +60,8 @@ def say_what_is_cut() -> None:
 
 
 def _announce(
-    task: Any, read: Callable[..., tf.data.Dataset], call: Mapping[str, Any],
-    examples: tf.data.Dataset
+    task: Any, read: Callable[..., Any], call: Mapping[str, Any],
+    examples: Any
 ) -> None:
   """Says once how many texts of a task are cut, or refuses to cut targets.
 

@@ -126,7 +126,9 @@ RULES = {
     "mesh_train_dataset_fn.mixture_or_task_name": TEXT,
     "mesh_train_dataset_fn.seed": or_none(SEED),
     "mesh_eval_dataset_fn.mixture_or_task_name": TEXT,
-    "mesh_eval_dataset_fn.num_eval_examples": or_none(whole(-1)),
+    "mesh_eval_dataset_fn.num_eval_examples": or_none(Rule(
+        "a whole number, at least 1, or -1 for all",
+        lambda v: WHOLE.is_legal(v) or v == -1 and _number(v, int))),
     "mesh_eval_dataset_fn.seed": or_none(SEED),
     "mesh_eval_dataset_fn.pack": FLAG,
     "random_seed.value": SEED,

@@ -36,6 +36,7 @@ ILLEGAL = {
     "utils.run.optimizer": ["'adam'", "None", "3"],
     "utils.run.mesh_devices": ["'cpu:0'", "[1]"],
     "mesh_train_dataset_fn.mixture_or_task_name": ["None", "''", "3"],
+    "mesh_eval_dataset_fn.num_eval_examples": ["0", "-2", "1.5"],
     "random_seed.value": ["'abc'", "1.5", "None"],
     "linear_warmup.steps_or_fraction": ["'two'", "-1"],
     "transformer.make_layer_stack.num_layers": ["0", "'2'"],

@@ -5,6 +5,7 @@ there is no checkpoint, and starts anew where the file `checkpoint` is missing.
 """
 
 import re
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -253,6 +254,8 @@ def _unlisted(model_dir: str, what: str) -> str | None:
   listed = checkpoint_files.listed(model_dir)
   if last is None or last == listed:
     return None
-  why = f"names {listed}, which is missing" if listed else "is missing"
+  file = os.path.join(model_dir, "checkpoint")
+  why = (f"names {listed}, which is missing" if listed else
+         "names none" if os.path.exists(file) else "is missing")
   return (f"{model_dir}: {what} {last}, the last checkpoint there; the file "
           f"'checkpoint' {why}")

@@ -4,8 +4,8 @@ Upstream takes the nearest step for one that is not there, random weights where
 there is no checkpoint, and starts anew where the file `checkpoint` is missing.
 """
 
-import re
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 

@@ -81,8 +81,10 @@ def test_right_lines(parser, content, inputs, tmp_path):
 
 
 @pytest.mark.parametrize("parser, content, said", [
-    ("parse", b"a\tb\n\nc\td\n", "at least 2 fields, separated by a tab, with "
-     r"file=PATH, line=2 \(blank\)\. "),
+    ("parse", b"a\tb\nc\td\te\nf\tg\n",
+     r"file=PATH, line=2 \(3 fields: 'c\\td\\te'\)\. "),
+    ("parse", b"a\tb\n\nc\td\n", "at least 2 fields, separated by a tab.*"
+     r", with file=PATH, line=2 \(blank\)\. "),
     ("parse", b"a\tb\r\n\r\n", r"line=2 \(blank\)\. "),
     ("parse", b"a\tb\nno tab\n", r"line=2 \(1 field: 'no tab'\)\. "),
     ("preprocess", b"a\tb\tc\nd\n", "2 fields, .* "

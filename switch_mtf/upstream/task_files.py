@@ -24,7 +24,8 @@ class Fields(NamedTuple):
 
   Attributes:
     number: number of fields.
-    exact: whether further fields are an error.
+    exact: whether further fields are an error; if not, they are one only in a
+      file whose first line has none.
     delimiter: what separates them.
     quoted: whether quotes may enclose a delimiter.
   """
@@ -51,7 +52,8 @@ class Fields(NamedTuple):
     least = "" if self.exact else "at least "
     noun = "field" if self.number == 1 else "fields"
     between = "a tab" if self.delimiter == "\t" else repr(self.delimiter)
-    return f"{least}{self.number} {noun}, separated by {between}"
+    most = "" if self.exact else ", and no more if the first line has no more"
+    return f"{least}{self.number} {noun}, separated by {between}{most}"
 
 
 @dataclasses.dataclass
@@ -266,7 +268,7 @@ def _scan(
     The first place that is not UTF-8, or ''; how many lines lack fields; words
     for the first of these.
   """
-  wrong, shown = 0, []
+  wrong, shown, first = 0, [], 0
   with open(path, "rb") as f:
     for number, line in enumerate(f, 1):
       place = "" if line.isascii() else text_files.not_utf8(line)
@@ -275,7 +277,9 @@ def _scan(
       if fields is None or number <= header_lines:
         continue
       found = fields.count(line.replace(b"\r", b"").rstrip(b"\n"))
-      if not fields.fit(found):
+      first = first or found
+      # A text with a delimiter of its own would lose its end.
+      if not fields.fit(found) or found > first == fields.number:
         wrong += 1
         if len(shown) < 3:
           shown.append(_words(number, found, line))

@@ -74,9 +74,12 @@ def test_the_package_declares_what_it_imports():
       if isinstance(node, ast.Import):
         imported |= {alias.name.split(".")[0] for alias in node.names}
       elif isinstance(node, ast.ImportFrom):
-        imported.add(node.module.split(".")[0])
+        # "google" is a namespace of many packages.
+        imported.add(node.module if node.module.startswith("google.")
+                     else node.module.split(".")[0])
   imported -= {*sys.stdlib_module_names, "switch_mtf"}
-  owners = importlib.metadata.packages_distributions()
+  owners = importlib.metadata.packages_distributions() | {
+      "google.protobuf.message": ["protobuf"]}
   # tensorflow pins the estimator, and brings it.
   declared = {re.sub("[_.]", "-", name) for name in (
       *DECLARED, "tensorflow-estimator")}

@@ -149,7 +149,9 @@ def _parse(
   kinds = {pathlib.PurePath(path).parent.name for path in paths}
   files = _missing_files(kinds, mesh_shape, device)
   paths = [*paths, *files]
-  gin_checks.check_run(paths, params, folders, own_modules=True)
+  mesh = [] if mesh_shape is None else [
+      f"utils.run.mesh_shape = {str(mesh_shape)!r}"]
+  gin_checks.check_run(paths, [*params, *mesh], folders, own_modules=True)
   gin.parse_config_files_and_bindings(
       [gin_files.DEFAULTS, *paths], params, finalize_config=False)
   gin.bind_parameter("utils.run.vocabulary", mesh_transformer.get_vocabulary())

@@ -66,9 +66,9 @@ def own(tmp_path, monkeypatch):
      "split=train, examples=0, file=FOLDER/train.tsv. "),
     ("own_filter", "a\tb\n", "task own_filter: a split must have examples, "
      "with split=train, examples=0, file=FOLDER/train.tsv. "),
-    ("own_ids", "5 6\t7\n5\t1100\n", "data: ids must be at least 0 and below "
-     "the size of the vocabulary, with feature=targets, vocabulary size=1100, "
-     "ids from 1 to 1100. "),
+    ("own_ids", "5 6\t7\n5\t1100\n", "task own_ids: ids must be at least 0 "
+     "and below the size of the vocabulary, with split=train, example=2, "
+     "feature=targets, id=1100, vocabulary size=1100. "),
     ("own_ids", "1100 6\t7\n", "task own_ids: ids must be at least 0 and below "
      "the size of the vocabulary, with split=train, example=1, feature=inputs, "
      "id=1100, vocabulary size=1100. ")])
@@ -77,8 +77,8 @@ def test_data_is_refused(task, text, said, own, tmp_path):
   assert done.returncode == 1
   assert done.stderr.strip().splitlines()[-1].startswith(
       said.replace("FOLDER", str(tmp_path)))
-  if said.startswith("task"):  # before the first step
-    assert not list((tmp_path / "run").glob("model.ckpt*"))
+  # Before the first step.
+  assert not list((tmp_path / "run").glob("model.ckpt*"))
 
 
 def test_one_example_is_enough(own, tmp_path):

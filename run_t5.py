@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
       sys.exit(hooks.INTERRUPTED)
   except KeyboardInterrupt:
     sys.exit(hooks.INTERRUPTED)
-  except (ValueError, OSError, tf.errors.OpError) as error:
+  except (ValueError, OSError, RuntimeError, tf.errors.OpError) as error:
     text = errors.user_message(error)
     if text is None or logging.get_verbosity() >= logging.INFO:
       raise
@@ -109,6 +109,7 @@ def _prepare(argv: list[str]) -> None:
   guards.check_gin_files(FLAGS.gin_file, folders)
   for name in FLAGS.module_import or []:
     gin_checks.check_module(name, "--module_import")
+    guards.import_module(name)
   bindings = gin_checks.check_run(
       [*FLAGS.gin_file, *_recorded()], FLAGS.gin_param or [], folders,
       own_modules=bool(FLAGS.module_import))

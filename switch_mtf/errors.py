@@ -181,7 +181,14 @@ def explain_error_of_a_step(error: Exception) -> ValueError | None:
 
 
 def explain_task_error(error: Exception) -> ValueError | None:
-  """Returns a better error for an unknown task or mixture, or None."""
+  """Returns a better error for an unknown or unfinished task, or None."""
+  missing = re.search(
+      r"missing expected output feature after preprocessing: (\w+)", str(error))
+  if missing:
+    return ValueError(
+        "seqio: the preprocessors of a task must make every feature of its "
+        f"output_features, with missing={missing[1]}. Correct the task: rename "
+        "fields with its first preprocessor.")
   unknown = re.search(r"No Task or Mixture found with name '([^']+)'",
                       str(error))
   if not unknown:
@@ -231,6 +238,14 @@ def explain_batch_error(error: Exception) -> ValueError | None:
 def explain_gin_error(error: Exception) -> ValueError | None:
   """Returns a better error for a binding with an unknown name, or None."""
   text = str(error)
+  unset = re.search(
+      r"Required bindings for `(\w+)` not provided in config: \['(\w+)'", text)
+  if unset:
+    return ValueError(
+        "gin: every required value must be set, with unset="
+        f"{unset[1]}.{unset[2]}. Bind it, or add what is missing of a model, a "
+        "layout and a run: --gin_file=gin/layouts/single.gin, "
+        "--gin_file=gin/runs/pretrain.gin or others.")
   unknown = re.search(
       r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", text)
   if unknown:

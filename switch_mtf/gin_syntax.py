@@ -61,6 +61,8 @@ def unclosed(text: str) -> tuple[int, str] | None:
 def correction(line: str) -> str | None:
   """Returns how a line was probably meant, or None."""
   line = line.strip()
+  if line.startswith("\ufeff"):  # a byte order mark
+    return line[1:]
   straight = re.sub("[\u2018\u2019]", "'", re.sub("[\u201c\u201d]", '"', line))
   if straight != line:
     return straight

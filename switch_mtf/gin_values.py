@@ -8,6 +8,7 @@ left to the function that takes it.
 from switch_mtf import upstream  # noqa: F401  isort:skip
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -186,6 +187,19 @@ def check(bindings: Sequence[Binding], own_modules: bool = False) -> None:
           f"{value!r}{_as_used(binding, source)}.{_meant(value, rule, source)} "
           f"Correct it in {source.place}.")
   check_layout(bindings, own_modules)
+  _check_decoding(bindings)
+
+
+def _check_decoding(bindings: Sequence[Binding]) -> None:
+  """Raises ValueError for beams that are sampled."""
+  beams, name = setting(bindings, "decode.beam_size", 1)
+  temperature, other = setting(bindings, "decode.temperature", 0)
+  if _number(beams, int) and _number(temperature, int | float) and (
+      beams > 1 and temperature):
+    raise ValueError(
+        "gin: beam search must not sample, with "
+        f"{name}={beams}, {other}={temperature}. Set {name} = 1, or "
+        f"{other} = 0.0.")
 
 
 def _parts(
@@ -248,6 +262,20 @@ def _meant(value: Any, rule: Rule, source: Binding) -> str:
   return ""
 
 
+def _check_number_of_devices(
+    bindings: Sequence[Binding], mesh: str, size: int) -> None:
+  """Raises ValueError unless a user's mesh has a device for each processor."""
+  devices, name = setting(bindings, "run.mesh_devices")
+  binding = next((b for b in reversed(bindings) if b.name == name), None)
+  if (binding is None or binding.is_provided
+      or not isinstance(devices, list | tuple) or len(devices) == size):
+    return
+  raise ValueError(
+      "gin: a mesh must have a device for each processor, with "
+      f"mesh_shape={mesh!r}, processors={size}, {name}={devices!r}. Set {name} "
+      f"to a list of {size}; a device may be named several times.")
+
+
 def check_layout(bindings: Sequence[Binding], own_modules: bool) -> None:
   """Raises ValueError for a mesh that cannot be read, or a rule in vain.
 
@@ -273,6 +301,8 @@ def check_layout(bindings: Sequence[Binding], own_modules: bool) -> None:
           "gin: a mesh must be axes with sizes, as in 'batch:4,model:2', with "
           f"{mesh_name}={mesh!r}. Correct {mesh_name}.")
     axes = [part[0].strip() for part in parts]
+    _check_number_of_devices(
+        bindings, mesh, math.prod(int(part[1]) for part in parts))
   rules, name = setting(bindings, "run.layout_rules", "")
   binding = next((b for b in reversed(bindings) if b.name == name), None)
   if (not isinstance(rules, str) or isinstance(rules, Macro | Reference)

@@ -146,3 +146,12 @@ def test_fine_tuning_takes_the_names_of_t5s_main():
   assert seen == {"steps": 5, "of": 7}
   mtf_model.MtfModel.finetune(None, "task", 6)
   assert seen == {"steps": 6, "of": -1}
+
+
+def test_an_export_needs_a_folder(tmp_path):
+  called("export_model", {})
+  checkpoint_seams.find_checkpoints_with(require, follow)
+  checkpoint_seams.tell_steps()
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match="export_path must be a folder"):
+    utils.export_model(estimator=None, export_dir=str(tmp_path / "file"))

@@ -104,3 +104,13 @@ def test_a_check_inside_a_graph_is_read():
       "\t [[{{node Assert/Assert}}]]\n")
   assert errors.user_message(error) == (
       "data: ids must be small, with id= 7. Set it.")
+
+
+@pytest.mark.parametrize("error, said", [
+    (RuntimeError("Required bindings for `tpu_mesh_shape` not provided in "
+                  "config: ['tpu_topology']"),
+     "with unset=tpu_mesh_shape.tpu_topology. Bind it, or add"),
+    (ValueError("Task dataset is missing expected output feature after "
+                "preprocessing: inputs"), "with missing=inputs. Correct the")])
+def test_what_is_missing_is_named(error, said):
+  assert said in errors.user_message(error)

@@ -29,6 +29,7 @@ def error_of(tmp_path, text):
     "train_steps =": "train_steps = <a value>",
     "include gin/models/mini.gin": "include 'gin/models/mini.gin'",
     "--gin_param=a = 3": "a = 3",
+    "\ufeffa = 3": "a = 3",
 }.items())
 def test_likely_corrections(line, meant, tmp_path):
   text = error_of(tmp_path, f"b = 1\n\n{line}\nc = 2\n")

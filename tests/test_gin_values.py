@@ -73,7 +73,7 @@ def test_illegal_values(name, value):
     "utils.run.learning_rate_schedule = [1, %rate, @a.linear_warmup]",
     "utils.run.learning_rate_schedule = @a.noam",
     "utils.run.optimizer = @AdafactorOptimizer",
-    "utils.run.mesh_devices = ['gpu:0', 'gpu:1']",
+    "utils.run.mesh_devices = ['gpu:0']",
     "transformer.sublayer_dropout.dropout_rate = 0",
     "mesh_eval_dataset_fn.num_eval_examples = -1",
     "other.run.mode_of = 3", "Layer.num_layers = 0"])
@@ -179,3 +179,18 @@ def test_what_a_run_records_is_legal(tmp_path):
                           # What every run sets.
                           if name not in ("train_steps", "optimizer")))
   gin_values.check(gin_files.read([str(path)], [], []))
+
+
+def test_a_mesh_has_a_device_for_each_processor():
+  two = "utils.run.mesh_devices = ['cpu:0', 'cpu:0']"
+  check("utils.run.mesh_shape = 'batch:2'", two)
+  assert "mesh_shape='batch:4', processors=4" in complaint(
+      "utils.run.mesh_shape = 'batch:4'", two)
+
+
+def test_beams_are_not_sampled():
+  beams, sampled = "Bitransformer.decode.beam_size = 2", (
+      "Bitransformer.decode.temperature = 0.5")
+  assert "beam_size=2" in complaint(beams, sampled)
+  check(beams, "Bitransformer.decode.temperature = 0.0")
+  check("Bitransformer.decode.beam_size = 1", sampled)

@@ -133,3 +133,34 @@ def test_a_device_that_is_not_there_is_refused(devices):
 def test_devices_that_are_there_or_elsewhere(devices):
   guards.check_devices(of_mesh(*devices))
   guards.check_devices([])
+
+
+# Modules and folders.
+
+
+@pytest.mark.parametrize("text, said", {
+    "def f(:\n": "error=SyntaxError: invalid syntax.*Correct the module",
+    "import not_there\n": "No module named 'not_there', file=.*own_module.py, "
+                          "line=1. Correct the module",
+    "x = 1\nraise KeyError('a')\n": "error=KeyError: 'a', file=.*, line=2.",
+}.items())
+def test_a_module_with_a_mistake(text, said, tmp_path, monkeypatch):
+  (tmp_path / "own_module.py").write_text(text)
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ValueError, match=f"module=own_module, {said}" if (
+      said.startswith("error")) else said):
+    guards.import_module("own_module")
+
+
+@pytest.mark.parametrize("name", ["not_there_at_all", "json.py"])
+def test_a_module_that_is_not_there(name):
+  with pytest.raises(ValueError, match="Write its name without .py, and set "
+                     "PYTHONPATH to its folder"):
+    guards.import_module(name)
+
+
+def test_a_model_dir_that_needs_a_shell(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r"Write --model_dir=\$HOME/runs/a"):
+    guards.check_model_dir("~/runs/a")
+  assert not list(tmp_path.iterdir())

@@ -1,9 +1,11 @@
 """Refuses a run that cannot work before it costs time, and says why."""
 
+import importlib
 import os
 import re
 import shutil
 import tempfile
+import traceback
 from collections.abc import Sequence
 
 import tensorflow.compat.v1 as tf
@@ -50,6 +52,30 @@ def _nearest_file(path: str, search_paths: list[str]) -> str:
   return near(path, known, cutoff=0.5)
 
 
+def import_module(name: str) -> None:
+  """Imports a module of --module_import.
+
+  Args:
+    name: full name of the module.
+
+  Raises:
+    ValueError: if it cannot be imported, with the place of the mistake.
+  """
+  try:
+    importlib.import_module(name)
+  except Exception as error:
+    own = [frame for frame in traceback.extract_tb(error.__traceback__)
+           if "importlib" not in frame.filename][1:]
+    where = f", file={own[-1].filename}, line={own[-1].lineno}" if own else ""
+    its_own = own or isinstance(error, SyntaxError)
+    change = ("Correct the module" if its_own else "Write its name without "
+              ".py, and set PYTHONPATH to its folder")
+    raise ValueError(
+        "run_t5: --module_import must name a module that can be imported, with "
+        f"module={name}, error={type(error).__name__}: {error}{where}. "
+        f"{change}. --verbosity=0 shows where it is imported.") from error
+
+
 def check_devices(bindings: Sequence[Binding]) -> None:
   """Raises ValueError if a device of the mesh is not on this machine.
 
@@ -90,6 +116,10 @@ def check_model_dir(model_dir: str) -> None:
   """
   if "://" in model_dir:
     return
+  if model_dir.startswith("~"):
+    raise ValueError(
+        "run_t5: --model_dir must be a path that needs no shell, with "
+        f"model_dir={model_dir}. Write --model_dir=$HOME{model_dir[1:]}.")
   existed = os.path.isdir(model_dir)
   try:
     os.makedirs(model_dir, exist_ok=True)

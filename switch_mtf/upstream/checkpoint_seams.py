@@ -136,6 +136,11 @@ def tell_steps() -> None:
   @functools.wraps(export)
   def export_model(*args, **kwargs):
     given = inspect.signature(export).bind_partial(*args, **kwargs).arguments
+    folder = given.get("export_dir") or ""
+    if os.path.isfile(folder):
+      raise ValueError(
+          f"export: export_path must be a folder, with export_path={folder}, "
+          "which is a file. Set export_path to another folder.")
     path = given.get("checkpoint_path") or _path_to_export(
         given["estimator"].model_dir)
     written = export(**given | {"checkpoint_path": _say("export", path)})

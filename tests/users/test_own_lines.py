@@ -55,8 +55,9 @@ def train(folder, flags, how=run):
 
 @pytest.mark.parametrize("text, said", [
     ("a\tb\n\nno tab\n", "each line must have at least 2 fields, separated by "
-     "a tab, with file=FOLDER/train.tsv, line=2 (blank), line=3 (1 field: 'no "
-     "tab'). Correct "),
+     "a tab, and no more if the first line has no more, with "
+     "file=FOLDER/train.tsv, line=2 (blank), line=3 (1 field: 'no tab'). "
+     "Correct "),
     (b"a\tb\nna\xefve\tb\n", "the file must be UTF-8 text, with "
      "file=FOLDER/train.tsv, line=2, byte=3 (0xef). If ")])
 def test_a_wrong_line_is_refused_before_training(text, said, importable):

@@ -9,6 +9,7 @@ padding, end of sequence and unknown.
 
 import io
 import os
+import sys
 from typing import Any
 
 import sentencepiece
@@ -52,11 +53,16 @@ def training_lines(path: str = BUNDLED_TEXT) -> list[str]:
 
 def main() -> None:
   """Trains and writes both vocabularies."""
+  if sys.argv[1:]:
+    sys.exit("train_vocabulary: there must be no argument, with argument="
+             f"{sys.argv[1]}. It writes the bundled vocabularies; one of your "
+             "own is in docs/your_own_data.md.")
   lines = training_lines()
   for thousands in THOUSANDS:
     path = small_model(thousands)
+    model = train(lines, 1000 * thousands)  # before the file is opened
     with open(path, "wb") as f:
-      f.write(train(lines, 1000 * thousands))
+      f.write(model)
     print(f"{path}: {os.path.getsize(path):,} bytes")
 
 

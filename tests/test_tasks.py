@@ -4,6 +4,7 @@ import functools
 import hashlib
 import inspect
 import itertools
+import os
 from unittest import mock
 
 import numpy as np
@@ -282,3 +283,20 @@ def test_autograph_leaves_steps_alone(step):
 def test_a_place_to_cache_stays_one():
   place = seqio.CacheDatasetPlaceholder()
   assert pretrain.as_written(place) is place
+
+
+def test_bundled_vocabularies_are_not_replaced_by_mistake(monkeypatch):
+  monkeypatch.setattr(train_vocabulary.sys, "argv", ["x", "my.txt"])
+  with pytest.raises(SystemExit, match="there must be no argument, with "
+                     "argument=my.txt"):
+    train_vocabulary.main()
+  # Training that fails leaves the file.
+  monkeypatch.setattr(train_vocabulary.sys, "argv", ["x"])
+  monkeypatch.setattr(train_vocabulary, "training_lines", list)
+  monkeypatch.setattr(
+      train_vocabulary, "train", mock.Mock(side_effect=RuntimeError))
+  sizes = [os.path.getsize(train_vocabulary.small_model(n)) for n in (1, 4)]
+  with pytest.raises(RuntimeError):
+    train_vocabulary.main()
+  assert sizes == [
+      os.path.getsize(train_vocabulary.small_model(n)) for n in (1, 4)]

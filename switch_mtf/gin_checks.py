@@ -270,17 +270,19 @@ def check_hidden(bindings: Sequence[Binding]) -> None:
   macros = {b.name: b.value for b in bindings if b.is_macro}
   for number, binding in enumerate(bindings):
     from_command_line = binding.file == COMMAND_LINE
-    if binding.is_macro or binding.is_provided or _is_recorded(binding):
+    if binding.is_macro or binding.is_provided or binding.is_recorded:
       continue
     hiding = {
         other.scope: other for other in bindings[:number]
         if other.scope and f"{other.scope}/".startswith(
             f"{binding.scope}/" if binding.scope else "")
-        and other.scope != binding.scope and _short(other) == _short(binding)
-        and (from_command_line or _is_recorded(other))}
+        and other.scope != binding.scope
+        and other.short_name == binding.short_name
+        and (from_command_line or other.is_recorded)}
     # A scope that is bound later, too, is as the user wants it.
     for other in bindings[number:]:
-      hiding.pop(other.scope if _short(other) == _short(binding) else None, 0)
+      if other.short_name == binding.short_name:
+        hiding.pop(other.scope, None)
     value = written(binding.value, macros)
     hiding = [other for other in hiding.values()
               if written(other.value, macros) != value]
@@ -293,16 +295,6 @@ def check_hidden(bindings: Sequence[Binding]) -> None:
           "gin: a binding must not be hidden by one with a scope, with binding="
           f"{binding.name} = {value}, hidden by={names}. Give the scope, too, "
           f"in {binding.place}: {instead}")
-
-
-def _short(binding: Binding) -> str:
-  """Returns configurable and parameter, without the module in front."""
-  return ".".join(binding.name.split(".")[-2:])
-
-
-def _is_recorded(binding: Binding) -> bool:
-  """Returns whether a binding is of what a run has recorded."""
-  return binding.file.endswith("operative_config.gin")
 
 
 def check_unused_macros(bindings: Sequence[Binding]) -> None:
@@ -323,7 +315,7 @@ def check_unused_macros(bindings: Sequence[Binding]) -> None:
           if isinstance(value, Macro)}
   for binding in bindings:
     if (not binding.is_macro or binding.name in used or binding.is_provided
-        or _is_recorded(binding)):
+        or binding.is_recorded):
       continue
     nearest = near(binding.name, used)
     if nearest or binding.file == COMMAND_LINE:

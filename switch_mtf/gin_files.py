@@ -57,6 +57,16 @@ class Binding:
     return "." not in self.name
 
   @property
+  def short_name(self) -> str:
+    """Returns configurable and parameter, without the module in front."""
+    return ".".join(self.name.split(".")[-2:])
+
+  @property
+  def is_recorded(self) -> bool:
+    """Returns whether the binding is of what a run has recorded."""
+    return self.file.endswith("operative_config.gin")
+
+  @property
   def is_provided(self) -> bool:
     """Returns whether the binding is of a file of upstream or of ours."""
     return os.path.abspath(self.file).startswith(
@@ -227,19 +237,30 @@ def setting(
     The value of the last binding without a scope; macros are followed.
     The name to bind for another one: of the parameter, or of its macro.
   """
-  def last(is_it, otherwise):
-    return next((b for b in reversed(bindings) if not b.scope and is_it(b)),
-                otherwise)
-
-  found = last(lambda b: f".{b.name}".endswith(f".{name}"), None)
+  found = next((b for b in reversed(bindings) if not b.scope
+                and f".{b.name}".endswith(f".{name}")), None)
   if found is None:
     return default, name
-  while isinstance(found.value, Macro):
-    macro = last(lambda b, wanted=found.value: b.name == wanted, None)
-    if macro is None:
-      break
-    found = macro
+  found = source(found, bindings)
   return found.value, found.name
+
+
+def source(binding: Binding, bindings: Sequence[Binding]) -> Binding:
+  """Returns the binding that has the value of another: macros are followed.
+
+  Args:
+    binding: a binding whose value may be a macro.
+    bindings: bindings in the order in which gin applies them.
+
+  Returns:
+    The binding without a macro, or the one whose macro nothing binds.
+  """
+  seen = []
+  while isinstance(binding.value, Macro) and binding not in seen:
+    seen.append(binding)
+    binding = next((b for b in reversed(bindings) if not b.scope
+                    and b.name == binding.value), binding)
+  return binding
 
 
 def macros(path: str) -> dict[str, Any]:

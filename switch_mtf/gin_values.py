@@ -14,7 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from switch_mtf.errors import either, near
-from switch_mtf.gin_files import Binding, Macro, Reference, flat, setting
+from switch_mtf.gin_files import (
+  Binding,
+  Macro,
+  Reference,
+  flat,
+  setting,
+  source,
+)
 
 MODES = ("train", "eval", "score_eval", "perplexity_eval", "infer",
          "score_from_dataset", "score_from_strings", "export", "export_score",
@@ -173,19 +180,19 @@ def check(bindings: Sequence[Binding], own_modules: bool = False) -> None:
     ValueError: naming the value, its place and what to bind.
   """
   # A name may have more or less of its module in front.
-  last = {(b.scope, ".".join(b.name.split(".")[-2:])): b for b in bindings}
+  last = {(b.scope, b.short_name): b for b in bindings}
   for (_, name), binding in last.items():
     rule = RULES.get(name)
     if rule is None:
       continue
-    for value, source, whole_value in _parts(binding, bindings):
-      if isinstance(whole_value, Macro | Reference) or rule.is_legal(
-          whole_value):
+    for value, at, whole in _parts(binding, bindings):
+      if isinstance(whole, Macro | Reference) or rule.is_legal(whole):
         continue
+      nearest = near(str(value), MODES) if name == "run.mode" else ""
       raise ValueError(
-          f"gin: {source.name} must be {rule.what}, with {source.name}="
-          f"{value!r}{_as_used(binding, source)}.{_meant(value, rule, source)} "
-          f"Correct it in {source.place}.")
+          f"gin: {at.name} must be {rule.what}, with {at.name}={value!r}"
+          f"{nearest}{_as_used(binding, at)}.{_meant(value, rule, at.name)} "
+          f"Correct it in {at.place}.")
   check_layout(bindings, own_modules)
   _check_decoding(bindings)
 
@@ -211,13 +218,12 @@ def _parts(
     A value, the binding that has it, and the whole value with no macro replaced
     but that of this value.
   """
-  value, source = _resolved(binding, bindings)
-  yield value, source, value
-  for macro in {part for part in flat(value) if isinstance(part, Macro)}:
-    part, part_source = _resolved(
-        dataclasses.replace(source, value=macro), bindings)
-    if not isinstance(part, Macro):
-      yield part, part_source, _replace(value, macro, part)
+  whole = source(binding, bindings)
+  yield whole.value, whole, whole.value
+  for macro in {part for part in flat(whole.value) if isinstance(part, Macro)}:
+    part = source(dataclasses.replace(whole, value=macro), bindings)
+    if not isinstance(part.value, Macro):
+      yield part.value, part, _replace(whole.value, macro, part.value)
 
 
 def _replace(value: Any, macro: Macro, by: Any) -> Any:
@@ -229,36 +235,23 @@ def _replace(value: Any, macro: Macro, by: Any) -> Any:
   return by if isinstance(value, Macro) and value == macro else value
 
 
-def _resolved(
-    binding: Binding, bindings: Sequence[Binding]) -> tuple[Any, Binding]:
-  """Returns the value of a binding, and the binding that has it."""
-  seen = []
-  while isinstance(binding.value, Macro) and binding not in seen:
-    seen.append(binding)
-    binding = next((b for b in reversed(bindings) if not b.scope
-                    and b.name == binding.value), binding)
-  return binding.value, binding
-
-
-def _as_used(binding: Binding, source: Binding) -> str:
+def _as_used(binding: Binding, at: Binding) -> str:
   """Returns ', used as X' for the value of a macro."""
-  return "" if source is binding else f", used as {binding.name}"
+  return "" if at is binding else f", used as {binding.name}"
 
 
-def _meant(value: Any, rule: Rule, source: Binding) -> str:
+def _meant(value: Any, rule: Rule, name: str) -> str:
   """Returns a sentence with the likely correction, or ''."""
   meant = value
   if isinstance(value, str):
     try:
       meant = int(value) if re.fullmatch(r"-?\d+", value) else float(value)
     except ValueError:
-      known = [name for name in MODES if name in rule.what]
-      return f" Nearest:{near(value, known)[10:]}." if near(
-          value, known) else ""
+      return ""
   if isinstance(meant, float) and meant.is_integer():
     meant = int(meant)
   if type(meant) is not type(value) and rule.is_legal(meant):
-    return f" Likely correction: {source.name} = {meant}."
+    return f" Likely correction: {name} = {meant}."
   return ""
 
 
@@ -306,8 +299,7 @@ def check_layout(bindings: Sequence[Binding], own_modules: bool) -> None:
   rules, name = setting(bindings, "run.layout_rules", "")
   binding = next((b for b in reversed(bindings) if b.name == name), None)
   if (not isinstance(rules, str) or isinstance(rules, Macro | Reference)
-      or binding is None or binding.is_provided
-      or binding.file.endswith("operative_config.gin")):
+      or binding is None or binding.is_provided or binding.is_recorded):
     return
   for rule in filter(None, re.split("[,;]", rules)):
     dim, colon, axis = (part.strip() for part in rule.partition(":"))

@@ -32,7 +32,11 @@ tf_stack.extract_stack = lambda stacklevel=1: NOWHERE
 # Files that take long. They come first, so that two processes end together.
 LONG = ("test_run_t5", "test_layouts", "test_readme", "test_logit_cache",
         "test_distillation_run", "test_decoding", "test_upstream",
-        "test_oracle_routers", "test_parity_gatings", "test_mechanisms")
+        "test_oracle_routers", "test_parity_gatings", "test_mechanisms",
+        "test_evaluating", "test_randomness", "test_own_data", "test_nats",
+        "test_own_lines", "test_lines", "test_missing_checkpoints",
+        "test_untrainable_data", "test_vocabularies",
+        "test_model_api_outcomes")
 
 
 def pytest_collection_modifyitems(items):

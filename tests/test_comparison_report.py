@@ -92,3 +92,17 @@ def test_layers_of_a_teacher_are_not_the_students():
 def test_layer_names_are_readable():
   assert (report._readable("encoder/block_001/layer_003/expert_load")
           == "encoder, block 1, layer 3")
+
+
+def test_the_whole_validation_split_ranks_a_run():
+  # Its parts have longer names; another split and fewer examples do not count.
+  def evaluated(name, step, **more):
+    return {"name": name, "step": step, "loss": 1.0, **more}
+
+  records = [
+      evaluated("task_validation_5120", 100, split="validation"),
+      evaluated("task_validation_5120", 200),  # of an older run
+      evaluated("task_validation_64", 200, split="validation"),
+      evaluated("task_test_64", 200, split="test"),
+      evaluated("task_part_validation_5120", 200, split="validation")]
+  assert report.validation("", records) == records[:2]

@@ -35,6 +35,7 @@ def test_an_estimator_reports_its_losses(recorded, monkeypatch, tmp_path):
       model_dir="/runs/a", evaluate=evaluate))
   estimator = utils.get_estimator()
   assert estimator.evaluate(None, name="t_validation_8") == {"loss": 1.0}
+  assert estimator.evaluate(None) == {"loss": 1.0}  # of nothing with a name
   assert recorded == [("eval", "t_validation_8", 5, {"loss": 1.0})]
 
 

@@ -110,7 +110,8 @@ def test_likely_corrections(value, meant):
 
 
 def test_the_nearest_mode():
-  assert "Nearest: train. Correct" in complaint("utils.run.mode = 'trian'")
+  assert "='trian', nearest: train. Correct" in complaint(
+      "utils.run.mode = 'trian'")
 
 
 # Meshes and layouts.

@@ -8,6 +8,12 @@ from switch_mtf.training import phases
 from switch_mtf.training.hooks import INTERRUPTED
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_stopped(monkeypatch):
+  """No signal, whatever another test of this process left."""
+  monkeypatch.setattr(phases.StopHook, "stopped", False)
+
+
 def train_then(monkeypatch, reached, begins=0, **options):
   """Trains to a step without training; returns the phases that were run."""
   ran, trained = [], []

@@ -104,9 +104,11 @@ def validation(
   Raises:
     ValueError: if the run was never evaluated.
   """
+  # Records of older runs have no split: they are of the validation split.
+  evaluations = [
+      r for r in evaluations if r.get("split", "validation") == "validation"]
   if evaluations:
-    # The shortest name is the whole validation split, longer ones its parts.
-    whole = min((r["name"] for r in evaluations), key=len)
+    whole = min((r["name"] for r in evaluations), key=_how_partial)
     return [r for r in evaluations if r["name"] == whole]
   tasks = best_checkpoint.scores(directory).values()
   if not tasks:
@@ -117,6 +119,14 @@ def validation(
   return [{"step": step, SCORE: float(np.mean(
       [np.mean(list(task[step].values())) for task in tasks]))}
           for step in sorted(set.intersection(*map(set, tasks)))]
+
+
+def _how_partial(name: str) -> tuple[int, int]:
+  """Returns a key that is smallest for most examples of the whole split."""
+  # Tasks of its parts have longer names.
+  task, _, examples = name.rpartition("_validation_")
+  number = re.match(r"\d+", examples)
+  return len(task), -int(number[0]) if number else 0
 
 
 def count_parameters(directory: str) -> int:

@@ -82,7 +82,7 @@ def differing_bindings(model_dir: str) -> dict[str, str]:
     if found != value:
       different["/".join([*scopes, name])] = found
   for binding in current():
-    key = binding.scope, ".".join(binding.name.split(".")[-2:])
+    key = binding.scope, binding.short_name
     at = OF_DECODING.match(binding.name)
     if at and key not in before:
       name = binding.name[at.start(2):]  # without its module
@@ -93,6 +93,6 @@ def differing_bindings(model_dir: str) -> dict[str, str]:
 def _values(bindings: list[Binding]) -> dict[tuple[str, str], str]:
   """Returns values of bindings of the model by scope and name, as written."""
   known = {b.name: b.value for b in bindings if b.is_macro}
-  return {(b.scope, ".".join(b.name.split(".")[-2:])): written(b.value, known)
+  return {(b.scope, b.short_name): written(b.value, known)
           for b in bindings
           if not b.is_macro and not NOT_OF_THE_MODEL.match(b.name)}

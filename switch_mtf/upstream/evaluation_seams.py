@@ -48,8 +48,9 @@ def _observed_estimators(upstream: Callable, record: Record) -> Callable:
         input_fn, steps=None, hooks=None, checkpoint_path=None, name=None):
       with _Deletion(checkpoint_path) as deletion:
         values = dict(evaluate(input_fn, steps, hooks, checkpoint_path, name))
-        record(estimator.model_dir, "eval", name or "eval",
-               int(values.pop("global_step")), values)
+        step = int(values.pop("global_step"))
+        if name is not None:  # filling a logit cache is no evaluation
+          record(estimator.model_dir, "eval", name, step, values)
       return {} if deletion.happened else values
 
     estimator.evaluate = observed
